@@ -1,4 +1,7 @@
 //! finch: a terminal assistant that runs a Qwen model on its user's machine and becomes theirs.
 
 pub mod error;
+pub mod fsio;
 pub mod model;
+pub mod paths;
+pub mod text;
