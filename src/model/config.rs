@@ -1,6 +1,10 @@
 //! The hyper-parameters of a Qwen2 or Qwen3 network, read from `config.json`.
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use super::lora::Target;
+use crate::error::{Error, Result};
 
 /// Which of the two families, which differ in attention bias and q/k norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,5 +46,312 @@ impl ModelConfig {
             Target::Gate | Target::Up => (self.hidden_size, self.intermediate_size),
             Target::Down => (self.intermediate_size, self.hidden_size),
         }
+    }
+}
+
+/// `config.json` as it stands, with transformers' defaults where they are harmless.
+#[derive(Deserialize)]
+struct Raw {
+    vocab_size: u64,
+    hidden_size: u64,
+    intermediate_size: u64,
+    num_hidden_layers: u64,
+    num_attention_heads: u64,
+    num_key_value_heads: Option<u64>,
+    head_dim: Option<u64>,
+    max_position_embeddings: Option<u64>,
+    rms_norm_eps: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_parameters: Option<Value>,
+    rope_scaling: Option<Value>,
+    partial_rotary_factor: Option<f64>,
+    attention_bias: Option<bool>,
+    tie_word_embeddings: Option<bool>,
+    hidden_act: Option<String>,
+    use_sliding_window: Option<bool>,
+    sliding_window: Option<u64>,
+    max_window_layers: Option<u64>,
+    layer_types: Option<Vec<String>>,
+    num_experts: Option<u64>,
+    quantization_config: Option<Value>,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` of a Hugging Face folder.
+    ///
+    /// Errors name what finch does not run (another family, experts, rope scaling, sliding windows, quantised weights)
+    /// and every number outside sane bounds; nothing that follows needs to check them again.
+    pub fn from_json(json: &[u8]) -> Result<ModelConfig> {
+        read(json).map_err(|e| e.context("config.json"))
+    }
+}
+
+fn read(json: &[u8]) -> Result<ModelConfig> {
+    // The family comes first: a config of another family may lack the keys of these two.
+    let value: Value = serde_json::from_slice(json)?;
+    let family = family(&value)?;
+    let raw: Raw = serde_json::from_value(value)?;
+    refuse_variants(&raw)?;
+
+    let size = |key: &str, value: u64, max: u64| match usize::try_from(value) {
+        Ok(size) if (1..=max).contains(&value) => Ok(size),
+        _ => Err(Error::failure(format!("{key} is {value}, outside 1 to {max}"))),
+    };
+    let hidden_size = size("hidden_size", raw.hidden_size, 1 << 16)?;
+    let heads = size("num_attention_heads", raw.num_attention_heads, 1 << 10)?;
+    let kv_heads = size("num_key_value_heads", raw.num_key_value_heads.unwrap_or(heads as u64), heads as u64)?;
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(Error::failure(format!("{heads} attention heads cannot share {kv_heads} key/value heads evenly")));
+    }
+    let head_dim = match (raw.head_dim, family) {
+        (Some(dim), _) => size("head_dim", dim, 1 << 10)?,
+        (None, Family::Qwen3) => 128, // transformers' default
+        (None, Family::Qwen2) if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        (None, Family::Qwen2) => {
+            return Err(Error::failure(format!("hidden_size {hidden_size} does not divide into {heads} heads")));
+        }
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(Error::failure(format!("head_dim is {head_dim}: rotary embeddings need an even number")));
+    }
+    let rms_norm_eps = raw.rms_norm_eps.unwrap_or(1e-6);
+    if !(rms_norm_eps > 0.0 && rms_norm_eps <= 0.1) {
+        return Err(Error::failure(format!("rms_norm_eps is {rms_norm_eps}, outside 0 to 0.1")));
+    }
+    let config = ModelConfig {
+        family,
+        vocab_size: size("vocab_size", raw.vocab_size, 1 << 22)?,
+        hidden_size,
+        intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
+        layers: size("num_hidden_layers", raw.num_hidden_layers, 1 << 9)?,
+        heads,
+        kv_heads,
+        head_dim,
+        context: size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(32_768), 1 << 24)?,
+        rms_norm_eps,
+        rope_theta: rope_theta(&raw)?,
+        attention_bias: match family {
+            Family::Qwen2 => true,
+            Family::Qwen3 => raw.attention_bias.unwrap_or(false),
+        },
+        tied_embeddings: raw.tie_word_embeddings.unwrap_or(false),
+    };
+    refuse_sliding_windows(&raw, &config)?;
+    Ok(config)
+}
+
+/// Qwen2 or Qwen3 with a language-model head; anything else is refused by its own name.
+fn family(config: &Value) -> Result<Family> {
+    let text = |value: &Value| value.as_str().map(str::to_string);
+    let model_type = config.get("model_type").and_then(text);
+    let architecture = config.get("architectures").and_then(|list| list.get(0)).and_then(text);
+    let family = match (model_type.as_deref(), architecture.as_deref()) {
+        (Some("qwen2") | None, Some("Qwen2ForCausalLM")) | (Some("qwen2"), None) => Some(Family::Qwen2),
+        (Some("qwen3") | None, Some("Qwen3ForCausalLM")) | (Some("qwen3"), None) => Some(Family::Qwen3),
+        _ => None,
+    };
+    family.ok_or_else(|| {
+        let found = match (model_type, architecture) {
+            (Some(model_type), Some(architecture)) => format!("the model is {architecture} ({model_type})"),
+            (Some(name), None) | (None, Some(name)) => format!("the model is {name}"),
+            (None, None) => "neither model_type nor architectures says what the model is".to_string(),
+        };
+        Error::failure(found).hint("finch runs dense Qwen2, Qwen2.5 and Qwen3 language models")
+    })
+}
+
+/// What a dense Qwen could be configured to, and finch does not run.
+fn refuse_variants(raw: &Raw) -> Result<()> {
+    if let Some(experts) = raw.num_experts.filter(|&n| n > 0) {
+        return Err(Error::failure(format!("the model is a mixture of {experts} experts; finch runs dense models")));
+    }
+    if let Some(settings) = &raw.quantization_config {
+        let method = settings.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
+        return Err(Error::failure(format!("the weights are quantised with {method}"))
+            .hint("use the original folder with F32, F16 or BF16 weights"));
+    }
+    if let Some(act) = raw.hidden_act.as_deref().filter(|&act| act != "silu") {
+        return Err(Error::failure(format!("hidden_act is {act}; finch runs silu")));
+    }
+    Ok(())
+}
+
+/// θ from the old spelling (`rope_theta`) or the new one (`rope_parameters`); scaled rotary embeddings are refused.
+fn rope_theta(raw: &Raw) -> Result<f64> {
+    let mut factor = raw.partial_rotary_factor;
+    let mut theta = raw.rope_theta;
+    for (key, settings) in [("rope_parameters", &raw.rope_parameters), ("rope_scaling", &raw.rope_scaling)] {
+        let Some(settings) = settings else { continue };
+        let kind = settings.get("rope_type").or_else(|| settings.get("type"));
+        match kind.map(|kind| kind.as_str().unwrap_or("not a name")) {
+            None | Some("default") => {}
+            Some(kind) => {
+                return Err(Error::failure(format!("{key} asks for rope scaling of type {kind}"))
+                    .hint("finch runs models at their own context length, without rope scaling"));
+            }
+        }
+        if let Some(found) = settings.get("rope_theta") {
+            match (found.as_f64(), theta) {
+                (None, _) => return Err(Error::failure(format!("{key}: rope_theta is {found}, not a number"))),
+                (Some(new), Some(old)) if new != old => {
+                    return Err(Error::failure(format!("rope_theta is {old}, and {new} in {key}")));
+                }
+                (found, _) => theta = found,
+            }
+        }
+        factor = factor.or_else(|| settings.get("partial_rotary_factor").and_then(Value::as_f64));
+    }
+    if let Some(factor) = factor.filter(|&factor| factor != 1.0) {
+        return Err(Error::failure(format!("partial_rotary_factor is {factor}; finch rotates whole heads")));
+    }
+    let theta = theta.unwrap_or(10_000.0); // transformers' default
+    if (1.0..=1e12).contains(&theta) {
+        Ok(theta)
+    } else {
+        Err(Error::failure(format!("rope_theta is {theta}, outside 1 to 1e12")))
+    }
+}
+
+/// Every layer must see the whole context.
+fn refuse_sliding_windows(raw: &Raw, config: &ModelConfig) -> Result<()> {
+    let refuse = |what: String| Err(Error::failure(what).hint("finch runs models with full attention in every layer"));
+    if let Some(types) = &raw.layer_types {
+        if types.len() != config.layers {
+            return Err(Error::failure(format!(
+                "layer_types has {} entries for {} layers",
+                types.len(),
+                config.layers
+            )));
+        }
+        if let Some((layer, kind)) = types.iter().enumerate().find(|(_, kind)| *kind != "full_attention") {
+            return refuse(format!("layer {layer} is of type {kind}"));
+        }
+        return Ok(());
+    }
+    // Without layer_types the layers from max_window_layers on slide (transformers' default: 28).
+    let slides = raw.max_window_layers.unwrap_or(28) < config.layers as u64;
+    match raw.sliding_window {
+        Some(window) if raw.use_sliding_window == Some(true) && slides && window < config.context as u64 => {
+            refuse(format!("use_sliding_window is on, with a window of {window} tokens"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn qwen3() -> Value {
+        json!({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 608, "hidden_size": 64,
+            "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+            "hidden_act": "silu", "rope_theta": 1e6, "rope_scaling": null})
+    }
+
+    fn read(value: &Value) -> Result<ModelConfig> {
+        ModelConfig::from_json(value.to_string().as_bytes())
+    }
+
+    fn with(key: &str, value: Value) -> Value {
+        let mut config = qwen3();
+        config[key] = value;
+        config
+    }
+
+    fn without(key: &str) -> Value {
+        let mut config = qwen3();
+        config.as_object_mut().unwrap().remove(key);
+        config
+    }
+
+    #[test]
+    fn reads_old_and_new_spellings_alike() {
+        let old = read(&qwen3()).unwrap();
+        assert_eq!((old.family, old.head_dim, old.rope_theta), (Family::Qwen3, 32, 1e6));
+        assert!(old.tied_embeddings && !old.attention_bias);
+        let mut new = without("rope_theta");
+        new["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "default"});
+        assert_eq!(read(&new).unwrap(), old);
+    }
+
+    #[test]
+    fn fills_in_what_each_family_leaves_out() {
+        let mut qwen2 = without("head_dim");
+        assert_eq!(read(&qwen2).unwrap().head_dim, 128);
+        qwen2["model_type"] = json!("qwen2");
+        qwen2["architectures"] = json!(["Qwen2ForCausalLM"]);
+        let config = read(&qwen2).unwrap();
+        assert_eq!((config.family, config.head_dim, config.attention_bias), (Family::Qwen2, 16, true));
+        // As Qwen2's own folders have it: a window that is switched off.
+        qwen2["use_sliding_window"] = json!(false);
+        qwen2["sliding_window"] = json!(128);
+        assert!(read(&qwen2).is_ok());
+    }
+
+    #[test]
+    fn refuses_by_name_what_it_does_not_run() {
+        let scaled = json!({"type": "yarn", "factor": 4.0});
+        let cases = [
+            (json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}), "LlamaForCausalLM (llama)"),
+            (json!({"model_type": "qwen3_moe"}), "the model is qwen3_moe"),
+            (json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), "Qwen2ForSequence"),
+            (json!({}), "neither model_type nor architectures"),
+            (with("num_experts", json!(8)), "8 experts"),
+            (with("rope_scaling", scaled.clone()), "rope scaling of type yarn"),
+            (
+                with("rope_parameters", json!({"rope_type": "linear"})),
+                "rope_parameters asks for rope scaling of type lin",
+            ),
+            (with("rope_parameters", json!({"rope_theta": 5.0})), "rope_theta is 1000000, and 5 in rope_parameters"),
+            (with("partial_rotary_factor", json!(0.5)), "partial_rotary_factor is 0.5"),
+            (
+                with("layer_types", json!(["full_attention", "sliding_attention", "full_attention"])),
+                "layer 1 is of type sli",
+            ),
+            (with("layer_types", json!(["full_attention"])), "1 entries for 3 layers"),
+            (with("quantization_config", json!({"quant_method": "awq"})), "quantised with awq"),
+            (with("hidden_act", json!("gelu")), "hidden_act is gelu"),
+        ];
+        for (config, expected) in cases {
+            let error = read(&config).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(error.starts_with("config.json: "), "{error}");
+        }
+        let mut window = with("use_sliding_window", json!(true));
+        window["sliding_window"] = json!(128);
+        window["max_window_layers"] = json!(3);
+        assert!(read(&window).is_ok(), "no layer of three is left to slide");
+        window["max_window_layers"] = json!(2);
+        assert!(read(&window).unwrap_err().to_string().contains("window of 128 tokens"));
+    }
+
+    #[test]
+    fn refuses_numbers_outside_sane_bounds() {
+        let cases = [
+            ("vocab_size", json!(0)),
+            ("vocab_size", json!(1u64 << 40)),
+            ("hidden_size", json!(u64::MAX)),
+            ("intermediate_size", json!(-1)),
+            ("num_hidden_layers", json!(100_000)),
+            ("num_hidden_layers", json!(2.5)),
+            ("num_attention_heads", json!(0)),
+            ("num_key_value_heads", json!(3)),
+            ("num_key_value_heads", json!(8)),
+            ("head_dim", json!(31)),
+            ("head_dim", json!(0)),
+            ("max_position_embeddings", json!(0)),
+            ("rms_norm_eps", json!(0.0)),
+            ("rms_norm_eps", json!(-1e-6)),
+            ("rope_theta", json!(0.0)),
+            ("rope_theta", json!(1e300)),
+            ("tie_word_embeddings", json!("yes")),
+        ];
+        for (key, value) in cases {
+            assert!(read(&with(key, value.clone())).is_err(), "{key}: {value}");
+        }
+        assert!(read(&without("vocab_size")).unwrap_err().to_string().contains("vocab_size"));
+        assert!(ModelConfig::from_json(b"{").is_err());
     }
 }

@@ -10,6 +10,8 @@ pub mod config;
 pub mod courtesy;
 pub mod lora;
 pub mod message;
+pub mod safetensors;
+pub mod tokenizer;
 
 use std::sync::Arc;
 

@@ -1,0 +1,420 @@
+//! Text to token ids and back: the byte-level BPE of `tokenizer.json`.
+//!
+//! The tokenizers library does the BPE; the added tokens (`<|im_end|>`, `<think>`, …) are kept apart from it, so that
+//! plain text can never turn into one, whatever it contains. Only the chat template, and text that the model itself
+//! wrote, may name them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
+
+use crate::error::{Context, Error, Result};
+
+/// No vocabulary is near this; ids beyond it are a damaged file.
+const MAX_VOCAB: usize = 1 << 22;
+
+/// A token that stands outside the BPE vocabulary's merges, or is kept out of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedToken {
+    pub id: u32,
+    pub content: String,
+    /// Steers the conversation (`<|im_end|>`) and is never printed; else it is markup that the model writes (`<think>`).
+    pub control: bool,
+}
+
+/// A stretch of text, cut at added tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece<'a> {
+    Added(&'a AddedToken),
+    Text(&'a str),
+}
+
+pub struct Tokenizer {
+    bpe: TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>,
+    /// Longest content first, so that the first match is the longest.
+    added: Vec<AddedToken>,
+    /// Index into `added` by id.
+    by_id: BTreeMap<u32, usize>,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// Errors when it is no byte-level BPE like Qwen's: another model, a normaliser that rewrites text, random merges, or
+    /// a vocabulary that lacks some of the 256 bytes.
+    pub fn from_bytes(json: &[u8]) -> Result<Tokenizer> {
+        read(json).context("tokenizer.json")
+    }
+
+    /// Ids of plain text. Strings that look like special tokens stay text: no id of an added token comes out.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.bpe.encode_fast(text, false).map_err(|e| Error::failure(format!("tokenizer: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids of text that the model wrote, as it would have written it: markup such as `<think>` becomes its token, control
+    /// tokens stay text.
+    pub fn encode_completion(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_pieces(&self.split(text, |added| !added.control))
+    }
+
+    pub(crate) fn encode_pieces(&self, pieces: &[Piece]) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Added(added) => ids.push(added.id),
+                Piece::Text(text) => ids.extend(self.encode_text(text)?),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The bytes that a token stands for; a character may begin in one token and end in the next. None for control
+    /// tokens and ids without a token: nothing is to be shown for them.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        match self.added(id) {
+            Some(added) => (!added.control).then(|| added.content.clone().into_bytes()),
+            None => self.bpe.get_model().id_to_token(id).map(|token| bytes_of(&token)),
+        }
+    }
+
+    /// The text of `ids` without control tokens; bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().filter_map(|&id| self.token_bytes(id)).flatten().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The text of `ids` with control tokens spelled out.
+    pub fn decode_with_control(&self, ids: &[u32]) -> String {
+        let bytes = |&id: &u32| match self.added(id) {
+            Some(added) => Some(added.content.clone().into_bytes()),
+            None => self.token_bytes(id),
+        };
+        let bytes: Vec<u8> = ids.iter().filter_map(bytes).flatten().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The id of an added token, such as `<|im_end|>`.
+    pub fn special_id(&self, content: &str) -> Option<u32> {
+        self.added.iter().find(|added| added.content == content).map(|added| added.id)
+    }
+
+    /// Never printed: `<|im_end|>` and its like.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.added(id).is_some_and(|added| added.control)
+    }
+
+    /// One more than the highest id.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// All added tokens, longest first.
+    pub fn added_tokens(&self) -> &[AddedToken] {
+        &self.added
+    }
+
+    fn added(&self, id: u32) -> Option<&AddedToken> {
+        self.by_id.get(&id).map(|&index| &self.added[index])
+    }
+
+    /// Cuts text at the added tokens that `accept` lets through; the leftmost, then the longest wins.
+    pub(crate) fn split<'a>(&'a self, text: &'a str, accept: impl Fn(&AddedToken) -> bool) -> Vec<Piece<'a>> {
+        let mut pieces = Vec::new();
+        let (mut start, mut at) = (0, 0);
+        while let Some(next) = text[at..].chars().next() {
+            match self.added.iter().find(|added| text[at..].starts_with(&added.content) && accept(added)) {
+                Some(added) => {
+                    if start < at {
+                        pieces.push(Piece::Text(&text[start..at]));
+                    }
+                    pieces.push(Piece::Added(added));
+                    at += added.content.len();
+                    start = at;
+                }
+                None => at += next.len_utf8(),
+            }
+        }
+        if start < at {
+            pieces.push(Piece::Text(&text[start..]));
+        }
+        pieces
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({} ids)", self.vocab_size)
+    }
+}
+
+/// What decides whether finch can use the file; read before the library sees any of it.
+#[derive(Deserialize)]
+struct Head {
+    model: Settings,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Settings {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    dropout: Option<f64>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    model: BPE,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+}
+
+fn read(json: &[u8]) -> Result<Tokenizer> {
+    let head: Head = serde_json::from_slice(json)?;
+    check(&head)?;
+    let body: Body = serde_json::from_slice(json)?;
+
+    let vocab = body.model.get_vocab();
+    let missing = (0..=255u8).filter(|&byte| !vocab.contains_key(char_of(byte).encode_utf8(&mut [0; 4]))).count();
+    if missing > 0 {
+        return Err(Error::failure(format!("the vocabulary lacks {missing} of the 256 bytes")));
+    }
+    let highest = vocab.values().copied().chain(head.added_tokens.iter().map(|added| added.id)).max().unwrap_or(0);
+    let vocab_size = highest as usize + 1;
+    if vocab_size > MAX_VOCAB {
+        return Err(Error::failure(format!("token id {highest} is beyond {MAX_VOCAB}")));
+    }
+
+    let mut added: Vec<AddedToken> = head
+        .added_tokens
+        .into_iter()
+        .map(|Added { id, content, special }| AddedToken {
+            id,
+            // Qwen's `<|fim_prefix|>` and its like are not marked special, and steer all the same.
+            control: special || (content.starts_with("<|") && content.ends_with("|>")),
+            content,
+        })
+        .collect();
+    added.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then_with(|| a.content.cmp(&b.content)));
+    let by_id = added.iter().enumerate().map(|(index, added)| (added.id, index)).collect();
+
+    let mut bpe = TokenizerImpl::new(body.model);
+    bpe.with_normalizer(body.normalizer).map_err(|e| Error::failure(e.to_string()))?;
+    bpe.with_pre_tokenizer(body.pre_tokenizer);
+    Ok(Tokenizer { bpe, added, by_id, vocab_size })
+}
+
+fn check(head: &Head) -> Result<()> {
+    let refuse = |what: String| Err(Error::failure(what).hint("finch reads byte-level BPE tokenizers like Qwen's"));
+    let Settings { kind, .. } = &head.model;
+    if let Some(kind) = kind.as_deref().filter(|&kind| kind != "BPE") {
+        return refuse(format!("the model is {kind}"));
+    }
+    let filled = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+    for (name, set) in [
+        ("dropout", head.model.dropout.is_some_and(|dropout| dropout != 0.0)),
+        ("unk_token", filled(&head.model.unk_token)),
+        ("continuing_subword_prefix", filled(&head.model.continuing_subword_prefix)),
+        ("end_of_word_suffix", filled(&head.model.end_of_word_suffix)),
+        ("byte_fallback", head.model.byte_fallback),
+        ("ignore_merges", head.model.ignore_merges),
+    ] {
+        if set {
+            return refuse(format!("the model sets {name}"));
+        }
+    }
+    let kind = |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or("of no type").to_string();
+    if let Some(normalizer) = &head.normalizer {
+        let kind = kind(normalizer);
+        if !["NFC", "NFD", "NFKC", "NFKD"].contains(&kind.as_str()) {
+            return refuse(format!("the normalizer is {kind}"));
+        }
+    }
+    let steps = match &head.pre_tokenizer {
+        None => Vec::new(),
+        Some(one) => match one.get("pretokenizers").and_then(Value::as_array) {
+            Some(steps) => steps.iter().map(kind).collect(),
+            None => vec![kind(one)],
+        },
+    };
+    if let Some(other) = steps.iter().find(|step| !["ByteLevel", "Split", "Digits"].contains(&step.as_str())) {
+        return refuse(format!("the pre-tokenizer is {other}"));
+    }
+    if steps.last().is_none_or(|last| last != "ByteLevel") {
+        return refuse("the pre-tokenizer does not end in ByteLevel".to_string());
+    }
+    let (mut ids, mut contents) = (HashSet::new(), HashSet::new());
+    for added in &head.added_tokens {
+        if added.content.is_empty() {
+            return Err(Error::failure(format!("added token {} is empty", added.id)));
+        }
+        if !ids.insert(added.id) || !contents.insert(added.content.as_str()) {
+            return Err(Error::failure(format!("added token {} ({}) appears twice", added.id, added.content)));
+        }
+    }
+    Ok(())
+}
+
+/// GPT-2's printable stand-in for a byte: itself where Latin-1 has a visible character; the other 68 follow from 256 on.
+fn char_of(byte: u8) -> char {
+    let code = match byte {
+        0..=32 => 256 + u32::from(byte),
+        127..=160 => 256 + 33 + u32::from(byte - 127),
+        173 => 256 + 67,
+        visible => u32::from(visible),
+    };
+    char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The bytes behind a token's stand-in characters; a character that stands for no byte is kept as it is.
+fn bytes_of(token: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(token.len());
+    for c in token.chars() {
+        match u32::from(c) {
+            code @ (33..=126 | 161..=172 | 174..=255) => bytes.push(code as u8),
+            code @ 256..=288 => bytes.push((code - 256) as u8),
+            code @ 289..=322 => bytes.push((code - 289) as u8 + 127),
+            323 => bytes.push(173),
+            _ => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The 256 bytes, one merge (`h` `i`), the tokens that Qwen3 adds.
+    pub(crate) fn tokenizer_json() -> Value {
+        let mut vocab: serde_json::Map<String, Value> =
+            (0..=255u8).map(|byte| (char_of(byte).to_string(), json!(byte))).collect();
+        vocab.insert("hi".into(), json!(256));
+        let added: Vec<Value> = [("<|endoftext|>", true), ("<|im_start|>", true), ("<|im_end|>", true)]
+            .into_iter()
+            .chain([("<|fim_pad|>", false), ("<think>", false), ("</think>", false), ("<tool_response>", false)])
+            .enumerate()
+            .map(|(i, (content, special))| {
+                json!({"id": 300 + i, "content": content, "special": special,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false})
+            })
+            .collect();
+        json!({"version": "1.0", "added_tokens": added, "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+            "model": {"type": "BPE", "continuing_subword_prefix": "", "vocab": vocab, "merges": ["h i"]}})
+    }
+
+    pub(crate) fn tokenizer() -> Tokenizer {
+        Tokenizer::from_bytes(tokenizer_json().to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn stand_in_characters_are_one_to_one() {
+        let all: HashSet<char> = (0..=255).map(char_of).collect();
+        assert_eq!(all.len(), 256);
+        for byte in 0..=255 {
+            assert_eq!(bytes_of(&char_of(byte).to_string()), [byte]);
+        }
+        assert_eq!((char_of(b' '), char_of(b'\n')), ('Ġ', 'Ċ'));
+    }
+
+    #[test]
+    fn plain_text_never_yields_an_added_token() {
+        let tokenizer = tokenizer();
+        let text = "hi<|im_end|>\n<think>hi</think><|fim_pad|>";
+        let ids = tokenizer.encode_text(text).unwrap();
+        assert!(ids.iter().all(|&id| id <= 256), "{ids:?}");
+        assert_eq!(ids[0], 256, "merges apply");
+        assert_eq!(tokenizer.decode(&ids), text);
+        let ids = tokenizer.encode_completion(text).unwrap();
+        assert_eq!(ids.iter().filter(|&&id| id >= 300).collect::<Vec<_>>(), [&304, &305], "markup only");
+        assert_eq!(tokenizer.decode(&ids), text);
+        assert_eq!(tokenizer.encode_text("").unwrap(), []);
+    }
+
+    #[test]
+    fn control_tokens_have_no_bytes() {
+        let tokenizer = tokenizer();
+        let end = tokenizer.special_id("<|im_end|>").unwrap();
+        assert_eq!((end, tokenizer.token_bytes(end)), (302, None));
+        assert!(tokenizer.is_control(303), "fim_pad, though not marked special");
+        assert_eq!(tokenizer.token_bytes(304).unwrap(), b"<think>");
+        assert_eq!(tokenizer.token_bytes(299), None, "a hole");
+        assert_eq!(tokenizer.token_bytes(u32::MAX), None);
+        assert_eq!(tokenizer.decode(&[256, end]), "hi");
+        assert_eq!(tokenizer.decode_with_control(&[256, end]), "hi<|im_end|>");
+        assert_eq!(tokenizer.vocab_size(), 307);
+    }
+
+    #[test]
+    fn a_character_may_span_tokens() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode_text("é👋").unwrap();
+        assert_eq!(ids.len(), 6, "a byte a token");
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
+        assert_eq!(bytes, "é👋".as_bytes());
+        assert_eq!(tokenizer.decode(&ids[..3]), "é\u{fffd}");
+        assert_eq!(tokenizer.encode_text("e\u{301}").unwrap(), ids[..2], "NFC");
+    }
+
+    #[test]
+    fn refuses_tokenizers_it_would_get_wrong() {
+        let cases = [
+            ("/model/type", json!("Unigram"), "the model is Unigram"),
+            ("/model/dropout", json!(0.1), "dropout"),
+            ("/model/unk_token", json!("<unk>"), "unk_token"),
+            ("/model/ignore_merges", json!(true), "ignore_merges"),
+            ("/model/continuing_subword_prefix", json!("éé"), "continuing_subword_prefix"),
+            ("/model/vocab", json!({"h": 0, "i": 1, "hi": 2}), "lacks 254 of the 256 bytes"),
+            ("/model/vocab/hi", json!(4_000_000_000u32), "beyond"),
+            ("/model/merges", json!(["h z9"]), "tokenizer.json"),
+            ("/normalizer", json!({"type": "Lowercase"}), "the normalizer is Lowercase"),
+            ("/pre_tokenizer", json!(null), "does not end in ByteLevel"),
+            ("/pre_tokenizer", json!({"type": "Metaspace"}), "the pre-tokenizer is Metaspace"),
+            ("/added_tokens/0/content", json!(""), "is empty"),
+            ("/added_tokens/0/id", json!(301), "appears twice"),
+            ("/added_tokens/0/id", json!(-1), "tokenizer.json"),
+        ];
+        for (at, value, expected) in cases {
+            let mut json = tokenizer_json();
+            json["model"]["dropout"] = json!(null);
+            for key in ["unk_token", "ignore_merges"] {
+                json["model"][key] = if key == "ignore_merges" { json!(false) } else { json!(null) };
+            }
+            *json.pointer_mut(at).unwrap() = value;
+            let error = Tokenizer::from_bytes(json.to_string().as_bytes()).expect_err(at).to_string();
+            assert!(error.contains(expected), "{at}: {error}");
+        }
+        assert!(Tokenizer::from_bytes(b"").is_err());
+    }
+
+    #[test]
+    fn long_runs_of_one_character_encode() {
+        let text = " ".repeat(200_000) + &"a".repeat(200_000);
+        assert_eq!(tokenizer().encode_text(&text).unwrap().len(), text.len());
+    }
+}
