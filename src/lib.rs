@@ -1,7 +1,9 @@
 //! finch: a terminal assistant that runs a Qwen model on its user's machine and becomes theirs.
 
+pub mod cli;
 pub mod error;
 pub mod fsio;
 pub mod model;
+pub mod nearest;
 pub mod paths;
 pub mod text;

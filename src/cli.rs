@@ -1,0 +1,656 @@
+//! The command line: clap's definitions, and their resolution into one [`Invocation`].
+//!
+//! Two stages: what clap parsed, then what it means. The second decides between a prompt and a mistyped subcommand, which
+//! clap cannot know. Flags hold raw values here; the configuration checks ranges.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::error::{Error, Result};
+use crate::nearest::nearest;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "finch",
+    version,
+    about = "A terminal assistant that runs a local Qwen model and becomes yours",
+    after_help = "Without words, on a terminal: the chat; /help there lists its commands.\n\
+                  Piped text is put before the words:  cat notes.txt | finch summarise this",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// The model: auto, builtin, or a Hugging Face folder
+    #[arg(long, short = 'm', global = true, value_name = "MODEL")]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub chat: ChatArgs,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// One answer or the chat: the flags of `finch` without a subcommand.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct ChatArgs {
+    /// Answer this and exit; it is a prompt whatever its words are
+    #[arg(long = "prompt", short = 'p', value_name = "PROMPT", conflicts_with = "words")]
+    pub forced: Option<String>,
+    /// Answer these words and exit
+    #[arg(value_name = "PROMPT")]
+    pub words: Vec<String>,
+    /// System prompt
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Randomness of the choice of tokens; 0 is greedy
+    #[arg(long, value_name = "X")]
+    pub temperature: Option<f64>,
+    /// Choose among the likeliest tokens that hold this share of the probability
+    #[arg(long, value_name = "X")]
+    pub top_p: Option<f64>,
+    /// Choose among this many of the likeliest tokens
+    #[arg(long, value_name = "N")]
+    pub top_k: Option<usize>,
+    /// Make tokens that were used already less likely; 1 is off
+    #[arg(long, value_name = "X")]
+    pub repetition_penalty: Option<f64>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Seed of the sampling: the same seed gives the same answer
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Let a thinking model think before it answers
+    #[arg(long, overrides_with = "no_thinking")]
+    pub thinking: bool,
+    /// Let a thinking model answer at once
+    #[arg(long)]
+    pub no_thinking: bool,
+}
+
+impl ChatArgs {
+    /// Plain overrides of configuration keys, for [`crate::config`].
+    pub fn overrides(&self) -> Vec<(&'static str, String)> {
+        let mut set = Vec::new();
+        let mut put = |key, value: Option<String>| set.extend(value.map(|v| (key, v)));
+        put("generation.temperature", self.temperature.map(|v| v.to_string()));
+        put("generation.top_p", self.top_p.map(|v| v.to_string()));
+        put("generation.top_k", self.top_k.map(|v| v.to_string()));
+        put("generation.repetition_penalty", self.repetition_penalty.map(|v| v.to_string()));
+        put("generation.max_tokens", self.max_tokens.map(|v| v.to_string()));
+        set
+    }
+
+    /// On, off, or as the model's template has it.
+    pub fn thinking(&self) -> Option<bool> {
+        match (self.thinking, self.no_thinking) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Command {
+    /// Train on the collected feedback, or on a data set; the gate decides whether the adapter goes live
+    Train(Box<TrainArgs>),
+    /// List, load, take back and delete adapters
+    #[command(subcommand)]
+    Adapters(AdaptersCommand),
+    /// Rate answers from scripts; list, export and import feedback
+    #[command(subcommand)]
+    Feedback(FeedbackCommand),
+    /// Look into models
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Show what was asked, rated and trained
+    Stats,
+    /// Log-probability of each token of given text (JSONL in and out)
+    Score(ScoreArgs),
+    /// Where the configuration is
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct TrainArgs {
+    /// Train on this data set (JSONL) instead of the feedback
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Train on all feedback in the store, also on what has left the buffer
+    #[arg(long, conflicts_with = "data")]
+    pub all: bool,
+    /// Write the adapter to this new or empty folder: it is then neither registered nor made active
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// The loss; auto is finch's own mixture with hold-out, replay and early stop
+    #[arg(long, value_enum, default_value_t = Objective::Auto)]
+    pub objective: Objective,
+    /// Start from this adapter; it gives rank, alpha and targets
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<PathBuf>,
+    /// Order of the rows: as in the file, drawn by weight, or short to long
+    #[arg(long, value_enum)]
+    pub order: Option<Order>,
+    /// Optimiser steps in all
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Passes over the rows
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
+    /// Rows of a forward
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Forwards of an optimiser step
+    #[arg(long, value_name = "N")]
+    pub gradient_accumulation: Option<usize>,
+    /// Peak learning rate (default: found for the model)
+    #[arg(long, value_name = "X")]
+    pub learning_rate: Option<f64>,
+    /// Steps of linear warm-up
+    #[arg(long, value_name = "N", conflicts_with = "warmup_ratio")]
+    pub warmup_steps: Option<usize>,
+    /// Share of the steps that warm up
+    #[arg(long, value_name = "X")]
+    pub warmup_ratio: Option<f64>,
+    /// Course of the learning rate after the warm-up
+    #[arg(long, value_enum)]
+    pub schedule: Option<Schedule>,
+    /// AdamW's weight decay
+    #[arg(long, value_name = "X")]
+    pub weight_decay: Option<f64>,
+    /// Clip the gradient to this norm; 0 is off
+    #[arg(long, value_name = "X")]
+    pub max_grad_norm: Option<f64>,
+    /// Strength of the pull to the reference model (dpo, kto)
+    #[arg(long, value_name = "X")]
+    pub beta: Option<f64>,
+    /// Weight of the likelihood of the chosen side (dpo)
+    #[arg(long, value_name = "X")]
+    pub sft_weight: Option<f64>,
+    /// Weight of the replay of the base's own answers
+    #[arg(long, value_name = "X")]
+    pub replay: Option<f64>,
+    /// Share of the rows held out to measure on
+    #[arg(long, value_name = "X")]
+    pub eval_split: Option<f64>,
+    /// Longest row in tokens; longer ones are skipped and named
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Seed of order, draws and start values
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Rank of a new adapter
+    #[arg(long, value_name = "N")]
+    pub rank: Option<usize>,
+    /// Alpha of a new adapter: its output is scaled by alpha / rank
+    #[arg(long, value_name = "X")]
+    pub alpha: Option<f64>,
+    /// Dropout on the adapter's input
+    #[arg(long, value_name = "X")]
+    pub dropout: Option<f64>,
+    /// Layers of a new adapter, comma-separated: q_proj,v_proj,…
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub targets: Option<Vec<String>>,
+    /// Write a row for each optimiser step to this file (JSONL)
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Objective {
+    Auto,
+    Sft,
+    Dpo,
+    Kto,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    File,
+    Weighted,
+    Curriculum,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Schedule {
+    Cosine,
+    Linear,
+    Constant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum AdaptersCommand {
+    /// All adapters, with their losses and which one is active
+    List,
+    /// One adapter in detail
+    Show { name: String },
+    /// Make an adapter active
+    Load {
+        /// An adapter's name, or a PEFT LoRA folder
+        #[arg(value_name = "NAME|FOLDER")]
+        name: String,
+        /// Also when it was trained on another base whose shapes fit
+        #[arg(long)]
+        force: bool,
+    },
+    /// Go back to the base without an adapter
+    Unload,
+    /// Remove an adapter
+    Delete {
+        name: String,
+        /// Do not ask, also when it is the active one
+        #[arg(long, short = 'y')]
+        yes: bool,
+    },
+    /// Go back to the adapter that was active before
+    Rollback,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum FeedbackCommand {
+    /// Latest feedback
+    List {
+        /// At most this many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// Write all feedback as JSONL
+    Export {
+        /// To this file instead of standard output
+        #[arg(long, short = 'o', value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Read feedback from JSONL; rows that are known already are left out
+    Import {
+        /// The file, or - for standard input
+        file: PathBuf,
+    },
+    /// The answer is badly wrong; the note says what should have been done instead
+    #[command(visible_alias = "high")]
+    Critical(RatingArgs),
+    /// The answer is somewhat off
+    Medium(RatingArgs),
+    /// The answer is good
+    #[command(visible_alias = "normal")]
+    Good(RatingArgs),
+    /// Thumbs up
+    Up(RatingArgs),
+    /// Thumbs down
+    Down(RatingArgs),
+    /// One to five stars
+    Rate {
+        #[arg(value_parser = clap::value_parser!(u8).range(1..=5))]
+        stars: u8,
+        #[command(flatten)]
+        rating: RatingArgs,
+    },
+    /// Give the better answer
+    Correct {
+        #[arg(required = true, value_name = "TEXT")]
+        text: Vec<String>,
+        /// The interaction meant, as `feedback list` numbers it (default: the last answer)
+        #[arg(long, value_name = "ID")]
+        id: Option<i64>,
+    },
+    /// Take the last feedback back
+    Undo,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RatingArgs {
+    #[arg(value_name = "NOTE")]
+    pub note: Vec<String>,
+    /// The interaction meant, as `feedback list` numbers it (default: the last answer)
+    #[arg(long, value_name = "ID")]
+    pub id: Option<i64>,
+}
+
+impl RatingArgs {
+    /// The note's words joined as the shell gave them; none when there is nothing but space.
+    pub fn note(&self) -> Option<String> {
+        Some(self.note.join(" ")).filter(|note| !note.trim().is_empty())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ModelsCommand {
+    /// What a model is: architecture, sizes, tokenizer, digest
+    Show {
+        /// auto, builtin, or a folder (default: the configured model)
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct ScoreArgs {
+    /// Score under this adapter: a name or a PEFT folder
+    #[arg(long, value_name = "NAME|FOLDER")]
+    pub adapter: Option<String>,
+    /// Also decode this many tokens greedily after each row
+    #[arg(long = "continue", value_name = "N", default_value_t = 0)]
+    pub continue_tokens: usize,
+    /// Rows of {"ids":[…]}, {"text":"…"} or {"messages":[…]}; - reads standard input
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub input: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the path of config.toml
+    Path,
+}
+
+/// What this start of finch is for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Invocation {
+    /// The words, or none: then piped input or the REPL.
+    Chat {
+        prompt: Option<String>,
+        model: Option<String>,
+        args: Box<ChatArgs>,
+    },
+    Command {
+        command: Command,
+        model: Option<String>,
+    },
+    /// Help that was asked for by word; text for standard output.
+    Help(String),
+}
+
+impl Cli {
+    /// Decides between prompt, subcommand and mistyped subcommand.
+    ///
+    /// Errors (usage): a near miss of a subcommand, an empty prompt, chat flags before a subcommand.
+    pub fn resolve(self) -> Result<Invocation> {
+        let Cli { model, chat, command } = self;
+        if let Some(command) = command {
+            if chat != ChatArgs::default() {
+                let name = command.name();
+                return Err(Error::usage(format!("a prompt or its flags do not go together with `finch {name}`"))
+                    .hint(format!("`finch {name} --help` lists its own flags; `finch -p …` asks a prompt")));
+            }
+            return Ok(Invocation::Command { command, model });
+        }
+        if let Some(help) = help_by_word(&chat.words) {
+            return Ok(Invocation::Help(help));
+        }
+        if let Some(meant) = near_miss(&chat.words) {
+            let typed = chat.words.join(" ");
+            return Err(Error::usage(format!("`finch {typed}` is no command; nearest is `finch {meant}`"))
+                .hint(format!("to ask it as a prompt: finch -p {typed:?}")));
+        }
+        let prompt = match (&chat.forced, chat.words.is_empty()) {
+            (Some(forced), _) => Some(forced.clone()),
+            (None, false) => Some(chat.words.join(" ")),
+            (None, true) => None,
+        };
+        if prompt.as_ref().is_some_and(|p| p.trim().is_empty()) {
+            return Err(Error::usage("the prompt is empty").hint("`finch` alone starts the chat"));
+        }
+        Ok(Invocation::Chat { prompt, model, args: Box::new(chat) })
+    }
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Command::Train(_) => "train",
+            Command::Adapters(_) => "adapters",
+            Command::Feedback(_) => "feedback",
+            Command::Models(_) => "models",
+            Command::Stats => "stats",
+            Command::Score(_) => "score",
+            Command::Config(_) => "config",
+        }
+    }
+}
+
+/// `finch help` and `finch help SUBCOMMAND…`; "help me …" stays a prompt.
+fn help_by_word(words: &[String]) -> Option<String> {
+    let (first, path) = words.split_first()?;
+    if first != "help" {
+        return None;
+    }
+    let mut command = Cli::command();
+    command.build();
+    for word in path {
+        command = command.find_subcommand(word)?.clone();
+    }
+    Some(command.render_help().to_string())
+}
+
+/// The subcommand that prompt words were meant to be, if they look like one: the first word nearly is its name, and what
+/// follows is what could follow it. A sentence that only begins with such a word stays a prompt.
+fn near_miss(words: &[String]) -> Option<String> {
+    let (first, rest) = words.split_first()?;
+    let root = Cli::command();
+    let names: Vec<&str> = root.get_subcommands().map(clap::Command::get_name).collect();
+    let meant = root.find_subcommand(nearest(first, names)?)?;
+    let inner: Vec<&str> = meant.get_subcommands().map(clap::Command::get_name).collect();
+    let name = meant.get_name();
+    match rest.first() {
+        None => Some(name.to_string()),
+        Some(next) if next.starts_with('-') => Some(name.to_string()),
+        Some(next) => nearest(next, inner).map(|inner| format!("{name} {inner}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(args: &[&str]) -> Result<Invocation> {
+        let cli = Cli::try_parse_from(std::iter::once("finch").chain(args.iter().copied()));
+        cli.unwrap_or_else(|e| panic!("{args:?}: {e}")).resolve()
+    }
+
+    fn command(args: &[&str]) -> Command {
+        match resolve(args) {
+            Ok(Invocation::Command { command, .. }) => command,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    fn prompt(args: &[&str]) -> Option<String> {
+        match resolve(args) {
+            Ok(Invocation::Chat { prompt, .. }) => prompt,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn words_are_a_prompt_and_none_is_the_chat() {
+        assert_eq!(prompt(&[]), None);
+        assert_eq!(prompt(&["what", "is  rust?"]).as_deref(), Some("what is  rust?"));
+        assert_eq!(prompt(&["-p", "adapters"]).as_deref(), Some("adapters"));
+        assert_eq!(prompt(&["-p", "adapter list"]).as_deref(), Some("adapter list"));
+        assert_eq!(prompt(&["adapter list"]).as_deref(), Some("adapter list"), "one quoted argument is a sentence");
+        assert_eq!(prompt(&["--", "--model"]).as_deref(), Some("--model"));
+    }
+
+    #[test]
+    fn sentences_that_begin_like_a_command_stay_prompts() {
+        for words in [&["state", "the", "capital"][..], &["trains", "are", "late"], &["help", "me", "sort"], &["the"]] {
+            assert_eq!(prompt(words), Some(words.join(" ")));
+        }
+    }
+
+    #[test]
+    fn a_near_miss_is_a_usage_error_that_names_the_command_and_p() {
+        for (args, meant) in [
+            (&["adapter", "list"][..], "`finch adapters list`"),
+            (&["adaptors", "rolback"], "`finch adapters rollback`"),
+            (&["trian"], "`finch train`"),
+            (&["stat"], "`finch stats`"),
+            (&["--model", "builtin", "model", "show"], "`finch models show`"),
+        ] {
+            let error = resolve(args).expect_err("near miss");
+            assert_eq!(error.kind().exit_code(), 2);
+            assert!(error.message().contains(meant), "{error}");
+            assert!(error.hint_text().is_some_and(|h| h.contains("finch -p")), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_inner_subcommand_is_an_error() {
+        let error = Cli::try_parse_from(["finch", "adapters", "lst"]).expect_err("no such subcommand");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("list"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_prompt_is_a_usage_error() {
+        for args in [&["-p", ""][..], &["  "]] {
+            assert_eq!(resolve(args).expect_err("empty").kind().exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn chat_flags_override_configuration_keys() {
+        let Ok(Invocation::Chat { args, model, .. }) = resolve(&[
+            "--model",
+            "builtin",
+            "--temperature",
+            "0.2",
+            "--top-p",
+            "0.9",
+            "--top-k",
+            "5",
+            "--repetition-penalty",
+            "1.1",
+            "--max-tokens",
+            "64",
+            "--seed",
+            "7",
+            "--system",
+            "Be brief.",
+            "--no-thinking",
+            "hello",
+        ]) else {
+            panic!("no chat")
+        };
+        let keys =
+            ["temperature", "top_p", "top_k", "repetition_penalty", "max_tokens"].map(|k| format!("generation.{k}"));
+        let values = ["0.2", "0.9", "5", "1.1", "64"];
+        let expected: Vec<_> = keys.iter().map(String::as_str).zip(values.map(String::from)).collect();
+        assert_eq!(args.overrides(), expected);
+        assert_eq!((args.seed, args.system.as_deref(), args.thinking()), (Some(7), Some("Be brief."), Some(false)));
+        assert_eq!(model.as_deref(), Some("builtin"));
+    }
+
+    #[test]
+    fn the_last_thinking_flag_wins_and_none_leaves_it_to_the_model() {
+        let thinking = |args: &[&str]| match resolve(args) {
+            Ok(Invocation::Chat { args, .. }) => args.thinking(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(thinking(&["--no-thinking", "--thinking"]), Some(true));
+        assert_eq!(thinking(&["--thinking", "--no-thinking"]), Some(false));
+        assert_eq!(thinking(&[]), None);
+    }
+
+    #[test]
+    fn train_takes_every_flag_of_its_contract() {
+        let Command::Train(args) = command(&[
+            "train",
+            "--data",
+            "d.jsonl",
+            "--objective",
+            "sft",
+            "--model",
+            "m",
+            "--output",
+            "o",
+            "--init-adapter",
+            "i",
+            "--order",
+            "file",
+            "--steps",
+            "8",
+            "--batch-size",
+            "2",
+            "--gradient-accumulation",
+            "3",
+            "--learning-rate",
+            "1e-3",
+            "--warmup-ratio",
+            "0.1",
+            "--schedule",
+            "linear",
+            "--weight-decay",
+            "0.01",
+            "--max-grad-norm",
+            "1",
+            "--beta",
+            "0.1",
+            "--sft-weight",
+            "1",
+            "--replay",
+            "0.5",
+            "--eval-split",
+            "0.1",
+            "--metrics",
+            "m.jsonl",
+            "--seed",
+            "1",
+            "--max-length",
+            "128",
+            "--targets",
+            "q_proj,v_proj",
+        ]) else {
+            panic!("no train")
+        };
+        assert_eq!(
+            (args.objective, args.order, args.schedule),
+            (Objective::Sft, Some(Order::File), Some(Schedule::Linear))
+        );
+        assert_eq!((args.steps, args.batch_size, args.gradient_accumulation), (Some(8), Some(2), Some(3)));
+        assert_eq!(args.learning_rate, Some(1e-3));
+        assert_eq!(args.targets, Some(vec!["q_proj".to_string(), "v_proj".to_string()]));
+    }
+
+    #[test]
+    fn ratings_from_scripts() {
+        let Command::Feedback(FeedbackCommand::Critical(args)) =
+            command(&["feedback", "critical", "Never", "use  .unwrap()!", "--id", "4"])
+        else {
+            panic!("no rating")
+        };
+        assert_eq!((args.note().as_deref(), args.id), (Some("Never use  .unwrap()!"), Some(4)));
+        assert!(
+            matches!(command(&["feedback", "normal"]), Command::Feedback(FeedbackCommand::Good(a)) if a.note().is_none())
+        );
+        assert!(matches!(
+            command(&["feedback", "rate", "5"]),
+            Command::Feedback(FeedbackCommand::Rate { stars: 5, .. })
+        ));
+        assert!(Cli::try_parse_from(["finch", "feedback", "rate", "6"]).is_err());
+        assert!(Cli::try_parse_from(["finch", "feedback", "correct"]).is_err());
+    }
+
+    #[test]
+    fn chat_flags_before_a_subcommand_are_refused_and_the_model_is_not() {
+        assert_eq!(resolve(&["--temperature", "1", "stats"]).expect_err("refused").kind().exit_code(), 2);
+        assert!(
+            matches!(resolve(&["--model", "m", "stats"]), Ok(Invocation::Command { model: Some(m), .. }) if m == "m")
+        );
+    }
+
+    #[test]
+    fn help_by_word() {
+        let help = |args: &[&str]| match resolve(args) {
+            Ok(Invocation::Help(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(help(&["help"]).contains("Usage: finch"));
+        assert!(help(&["help", "adapters"]).contains("rollback"));
+        assert!(help(&["help", "adapters", "load"]).contains("--force"));
+    }
+}
