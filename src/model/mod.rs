@@ -8,9 +8,12 @@
 
 pub mod config;
 pub mod courtesy;
+pub mod generation;
 pub mod lora;
 pub mod message;
 pub mod safetensors;
+pub mod sampling;
+pub mod template;
 pub mod tokenizer;
 
 use std::sync::Arc;

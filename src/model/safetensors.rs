@@ -20,6 +20,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
+use crate::fsio;
+use crate::paths::Paths;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -69,7 +71,7 @@ impl Checkpoint {
             Err(Error::failure(format!("neither {SINGLE} nor {INDEX} is there"))
                 .hint("finch reads Hugging Face folders with safetensors weights"))
         };
-        opened.with_context(|| folder.display().to_string())
+        opened.with_context(|| Paths::display(folder))
     }
 
     /// Opens one safetensors file of any name.
@@ -354,12 +356,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     struct Index {
         weight_map: WeightMap,
     }
-    let (file, size) = open_regular(path)?;
-    if size > MAX_INDEX {
-        return Err(Error::failure(format!("{size} bytes are more than an index needs ({MAX_INDEX})")));
-    }
-    let mut text = Vec::with_capacity(size as usize);
-    file.take(MAX_INDEX).read_to_end(&mut text)?;
+    let text = fsio::read_limited(path, MAX_INDEX)?;
     let Index { weight_map: WeightMap(map) } = serde_json::from_slice(&text)?;
     for (tensor, shard) in &map {
         let plain = shard.ends_with(".safetensors") && !shard.contains(['/', '\\', ':', '\0']);
