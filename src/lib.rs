@@ -1,5 +1,6 @@
 //! finch: a terminal assistant that runs a Qwen model on its user's machine and becomes theirs.
 
+pub mod adapter;
 pub mod cli;
 pub mod error;
 pub mod fsio;

@@ -1,0 +1,4 @@
+//! Adapters: PEFT folders to LoRA tensors and back, where they came from, which there are, which one is live.
+
+pub mod peft;
+mod peft_config;
