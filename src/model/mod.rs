@@ -6,9 +6,12 @@
 //! never held whole. Behind the seam stands the candle network (any device, the oracle in tests); a second, faster CPU
 //! network can join it without a change above.
 
+pub mod builtin;
 pub mod config;
 pub mod courtesy;
+pub mod digest;
 pub mod generation;
+pub mod load;
 pub mod lora;
 pub mod message;
 pub mod safetensors;

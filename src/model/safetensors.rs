@@ -21,7 +21,6 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Result};
 use crate::fsio;
-use crate::paths::Paths;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -62,16 +61,16 @@ struct Entry {
 
 impl Checkpoint {
     /// Opens the weights of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Errors name the file, not the folder.
     pub fn open(folder: &Path) -> Result<Checkpoint> {
-        let opened = if folder.join(SINGLE).exists() {
+        if folder.join(SINGLE).exists() {
             Self::open_file(&folder.join(SINGLE))
         } else if folder.join(INDEX).exists() {
             Self::open_sharded(folder)
         } else {
             Err(Error::failure(format!("neither {SINGLE} nor {INDEX} is there"))
                 .hint("finch reads Hugging Face folders with safetensors weights"))
-        };
-        opened.with_context(|| Paths::display(folder))
+        }
     }
 
     /// Opens one safetensors file of any name.

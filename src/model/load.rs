@@ -1,0 +1,308 @@
+//! From a model's name to a model that can answer: which files, checked in which order.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::Network;
+use super::builtin;
+use super::config::ModelConfig;
+use super::digest::DigestCache;
+use super::generation::GenerationConfig;
+use super::safetensors::Checkpoint;
+use super::template::ChatTemplate;
+use super::tokenizer::Tokenizer;
+use crate::error::{Context, Error, Result};
+use crate::fsio;
+use crate::paths::Paths;
+
+/// Files of settings are small; vocabularies are not.
+const MAX_SETTINGS: u64 = 1 << 20;
+const MAX_TOKENIZER: u64 = 64 << 20;
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// finch-tiny, inside the binary.
+    Builtin,
+    /// A Hugging Face folder.
+    Folder(PathBuf),
+}
+
+/// Weights that can decode and learn; all that work on token ids needs.
+pub struct Base {
+    pub name: String,
+    /// SHA-256 of the weights, in hex: what adapters and answers name their base by.
+    pub digest: String,
+    pub network: Arc<dyn Network>,
+    pub builtin: bool,
+}
+
+/// A base with its tokenizer, template and advice: what a chat needs.
+#[derive(Clone)]
+pub struct Model {
+    pub name: String,
+    /// The base digest.
+    pub base: String,
+    pub network: Arc<dyn Network>,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Arc<ChatTemplate>,
+    pub generation: GenerationConfig,
+    pub builtin: bool,
+}
+
+impl ModelSource {
+    /// Finds out what `name` means: `auto`, `builtin` or a folder.
+    ///
+    /// Errors say what is there instead, or that a GGUF file or hub name cannot be used yet.
+    pub fn resolve(name: &str) -> Result<ModelSource> {
+        if matches!(name, "auto" | "builtin") {
+            return Ok(ModelSource::Builtin);
+        }
+        let path = expand_home(name);
+        let fault = |what: &str| Error::failure(format!("{}: {what}", Paths::display(&path)));
+        let advice = "name a Hugging Face folder (config.json, tokenizer.json, model.safetensors), or `builtin`";
+        if path.is_dir() {
+            return Ok(ModelSource::Folder(std::path::absolute(&path).with_context(|| Paths::display(&path))?));
+        }
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+            return Err(fault("finch cannot run GGUF files yet").hint(advice));
+        }
+        if path.exists() {
+            return Err(fault("this is a file, not a model folder").hint(advice));
+        }
+        if is_hub_name(name) {
+            return Err(fault("no such folder, and finch cannot fetch models from the hub yet").hint(format!(
+                "download it (`hf download {name} --local-dir FOLDER`) and name the folder, or use `builtin`"
+            )));
+        }
+        Err(fault("no such model folder").hint(advice))
+    }
+
+    /// What the model is called: its folder's name, the hub's name within the hub's cache.
+    pub fn name(&self) -> String {
+        match self {
+            ModelSource::Builtin => builtin::NAME.to_string(),
+            ModelSource::Folder(folder) => folder_name(folder),
+        }
+    }
+
+    /// A file of the model; None where it has none.
+    fn file(&self, name: &str, max_bytes: u64) -> Result<Option<Cow<'static, [u8]>>> {
+        match self {
+            ModelSource::Builtin => Ok(builtin::file(name).map(Cow::Borrowed)),
+            ModelSource::Folder(folder) => {
+                let path = folder.join(name);
+                if !path.exists() {
+                    return Ok(None);
+                }
+                fsio::read_limited(&path, max_bytes).map(|bytes| Some(Cow::Owned(bytes)))
+            }
+        }
+    }
+
+    fn needed(&self, name: &str, max_bytes: u64) -> Result<Cow<'static, [u8]>> {
+        self.file(name, max_bytes)?.ok_or_else(|| Error::failure(format!("{name} is missing")))
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        match self {
+            ModelSource::Builtin => {
+                let name = "model.safetensors";
+                Checkpoint::from_bytes(name, self.needed(name, u64::MAX)?)
+            }
+            ModelSource::Folder(folder) => Checkpoint::open(folder),
+        }
+    }
+
+    /// In front of every error about one of its files.
+    fn place(&self) -> String {
+        match self {
+            ModelSource::Builtin => "the built-in model".to_string(),
+            ModelSource::Folder(folder) => Paths::display(folder),
+        }
+    }
+}
+
+impl Base {
+    /// Loads the weights: the configuration is checked first, then the headers, then the tensors as they are read.
+    pub fn load(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
+        Self::read(source, digests).with_context(|| source.place())
+    }
+
+    fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
+        let config = ModelConfig::from_json(&source.needed("config.json", MAX_SETTINGS)?)?;
+        let checkpoint = source.checkpoint()?;
+        let network = network(&config, &checkpoint)?;
+        Ok(Base {
+            name: source.name(),
+            digest: digests.digest(&checkpoint)?,
+            network,
+            builtin: *source == ModelSource::Builtin,
+        })
+    }
+}
+
+impl Model {
+    /// Loads everything that a chat needs. The small files come first: what is wrong with them shows at once.
+    pub fn load(source: &ModelSource, digests: &DigestCache) -> Result<Model> {
+        let (tokenizer, template, generation) = chat_files(source).with_context(|| source.place())?;
+        let Base { name, digest, network, builtin } = Base::load(source, digests)?;
+        Ok(Model {
+            name,
+            base: digest,
+            network,
+            tokenizer: Arc::new(tokenizer),
+            template: Arc::new(template),
+            generation,
+            builtin,
+        })
+    }
+}
+
+fn chat_files(source: &ModelSource) -> Result<(Tokenizer, ChatTemplate, GenerationConfig)> {
+    let config_json = source.needed("config.json", MAX_SETTINGS)?;
+    let config = ModelConfig::from_json(&config_json)?;
+    let tokenizer = Tokenizer::from_bytes(&source.needed("tokenizer.json", MAX_TOKENIZER)?)?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(Error::failure(format!(
+            "tokenizer.json has ids up to {}, config.json only {} (vocab_size)",
+            tokenizer.vocab_size() - 1,
+            config.vocab_size
+        )));
+    }
+    let jinja = source.file("chat_template.jinja", MAX_SETTINGS)?;
+    let jinja = jinja.as_deref().map(std::str::from_utf8).transpose();
+    let jinja = jinja.map_err(|e| Error::failure(format!("chat_template.jinja: {e}")))?;
+    let tokenizer_config = source.file("tokenizer_config.json", 16 * MAX_SETTINGS)?;
+    let template = ChatTemplate::from_files(jinja, tokenizer_config.as_deref())?;
+    let generation = source.file("generation_config.json", MAX_SETTINGS)?;
+    let generation = GenerationConfig::read(generation.as_deref(), &config_json, &tokenizer, config.vocab_size)?;
+    Ok((tokenizer, template, generation))
+}
+
+fn network(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Arc<dyn Network>> {
+    let _ = (config, checkpoint, device());
+    Err(Error::failure("this build has no network"))
+}
+
+/// A GPU where this build and machine have one, else the CPU.
+fn device() -> Device {
+    let gpu = if candle_core::utils::cuda_is_available() {
+        Device::new_cuda(0).ok()
+    } else if candle_core::utils::metal_is_available() {
+        Device::new_metal(0).ok()
+    } else {
+        None
+    };
+    gpu.unwrap_or(Device::Cpu)
+}
+
+/// `~` and `~/…` as shells read them: names also come from config.toml, which no shell has seen.
+fn expand_home(name: &str) -> PathBuf {
+    let rest = match name.strip_prefix('~') {
+        Some("") => Some(""),
+        Some(rest) => rest.strip_prefix('/'),
+        None => None,
+    };
+    match (rest, directories::UserDirs::new()) {
+        (Some(rest), Some(dirs)) => dirs.home_dir().join(rest),
+        _ => PathBuf::from(name),
+    }
+}
+
+/// `Qwen/Qwen3-0.6B`: one owner, one name, nothing that only a path has.
+fn is_hub_name(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    name.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
+}
+
+fn folder_name(folder: &Path) -> String {
+    // …/models--Qwen--Qwen3-0.6B/snapshots/COMMIT
+    let mut above = folder.ancestors().skip(1).filter_map(Path::file_name).map(|name| name.to_string_lossy());
+    if above.next().is_some_and(|name| name == "snapshots")
+        && let Some(repository) = above.next().as_deref().and_then(|name| name.strip_prefix("models--"))
+    {
+        return repository.replacen("--", "/", 1);
+    }
+    folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn resolves_names() {
+        assert_eq!(ModelSource::resolve("auto").unwrap(), ModelSource::Builtin);
+        assert_eq!(ModelSource::resolve("builtin").unwrap().name(), "finch-tiny");
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("Qwen3-0.6B");
+        fs::create_dir(&model).unwrap();
+        let source = ModelSource::resolve(model.to_str().unwrap()).unwrap();
+        assert_eq!((source.name().as_str(), &source), ("Qwen3-0.6B", &ModelSource::Folder(model)));
+    }
+
+    #[test]
+    fn says_what_a_name_is_instead() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("notes.txt");
+        fs::write(&file, "x").unwrap();
+        for (name, expected) in [
+            ("Qwen/Qwen3-0.6B", "cannot fetch models from the hub yet"),
+            ("somewhere/model.GGUF", "cannot run GGUF files yet"),
+            (file.to_str().unwrap(), "a file, not a model folder"),
+            ("./no-such-folder", "no such model folder"),
+            ("../a/b", "no such model folder"),
+            ("", "no such model folder"),
+        ] {
+            let error = ModelSource::resolve(name).expect_err(name);
+            assert!(error.to_string().contains(expected), "{name}: {error}");
+            assert!(error.hint_text().is_some_and(|hint| hint.contains("builtin")), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_hub_snapshots_as_the_hub_does() {
+        let name = |path: &str| folder_name(Path::new(path));
+        assert_eq!(name("/hub/models--Qwen--Qwen3-0.6B/snapshots/c1899de"), "Qwen/Qwen3-0.6B");
+        assert_eq!(name("/data/snapshots/mine"), "mine");
+        assert_eq!(name("/data/Qwen3"), "Qwen3");
+    }
+
+    #[test]
+    fn home_is_expanded() {
+        let home = directories::UserDirs::new().unwrap().home_dir().to_path_buf();
+        assert_eq!(expand_home("~/models/x"), home.join("models/x"));
+        assert_eq!(expand_home("~"), home);
+        assert_eq!(expand_home("~other/x"), PathBuf::from("~other/x"));
+    }
+
+    #[test]
+    fn bad_folders_are_named_with_the_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = ModelSource::Folder(folder.path().to_path_buf());
+        let fault = || match Model::load(&source, &DigestCache::none()) {
+            Ok(_) => panic!("should be refused"),
+            Err(error) => error.to_string(),
+        };
+        assert!(fault().contains("config.json is missing"), "{}", fault());
+        let config = serde_json::json!({"model_type": "qwen3", "vocab_size": 100, "hidden_size": 8,
+            "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        assert!(fault().contains("tokenizer.json is missing"), "{}", fault());
+        let tokenizer = super::super::tokenizer::tests::tokenizer_json().to_string();
+        fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+        assert!(fault().contains("ids up to 306, config.json only 100"), "{}", fault());
+        let config = config.to_string().replace("100", "400");
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        assert!(fault().contains("neither model.safetensors nor"), "{}", fault());
+    }
+}
