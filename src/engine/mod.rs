@@ -1,0 +1,172 @@
+//! The thread that owns a loaded model: requests in, token events out.
+//!
+//! An [`Engine`] answers one request after another. It knows token ids only: no text, no templates, no store. What it keeps
+//! between requests are decoders (KV caches), one an adapter, so that a turn prefills from the first token that differs
+//! from the turn before, and an adapter swap costs neither the base weights nor, on the way back, a second prefill.
+
+mod decoders;
+mod worker;
+
+#[cfg(test)]
+pub(crate) mod mock;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use crate::error::{Context, Error, Result};
+use crate::model::Network;
+use crate::model::courtesy::{Answering, ChatGate};
+use crate::model::lora::LoraWeights;
+use crate::model::sampling::Sampling;
+
+/// Tokens that one prefill step takes; a cancellation waits for one such step at most.
+pub const PREFILL_CHUNK: usize = 64;
+
+/// An adapter as the engine needs it: what it is called, what identifies it, what it holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineAdapter {
+    /// For messages.
+    pub name: String,
+    /// Of tensors and configuration: decoders are kept by it.
+    pub digest: String,
+    pub weights: LoraWeights,
+}
+
+/// One generation to do.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The whole prompt, not empty.
+    pub ids: Vec<u32>,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Any of these ends the answer and is not part of it.
+    pub stop: Vec<u32>,
+    pub sampling: Sampling,
+    /// On top of the base for this request; `None`: the base alone.
+    pub adapter: Option<Arc<EngineAdapter>>,
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The model ended it with a stop id.
+    Stop,
+    /// `max_tokens` or the end of the context was reached.
+    Length,
+    /// The caller cancelled it or stopped listening.
+    Cancelled,
+}
+
+/// What a finished generation did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    pub reason: Reason,
+    pub prompt_tokens: usize,
+    /// How many of the prompt's tokens were in the cache already.
+    pub reused_tokens: usize,
+    /// Tokens sent as [`Event::Token`]; the stop id is not among them.
+    pub generated: usize,
+    /// Seconds from the start of the work to the end of the prompt.
+    pub prefill_s: f64,
+    /// Seconds from there to the end.
+    pub decode_s: f64,
+}
+
+/// Progress of a generation, in this order: `Prefill` (at the start and after each chunk), `Token`s, one `Done` or `Failed`.
+#[derive(Debug)]
+pub enum Event {
+    /// `done` of the prompt's `total` tokens are in the cache, `reused` of them from earlier.
+    Prefill {
+        done: usize,
+        total: usize,
+        reused: usize,
+    },
+    Token(u32),
+    Done(Finished),
+    Failed(Error),
+}
+
+/// Stops one generation, from any thread, within a token or a prefill chunk.
+#[derive(Debug, Clone, Default)]
+pub struct CancelFlag(Arc<AtomicBool>);
+
+impl CancelFlag {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A request on its way to the thread.
+struct Job {
+    request: Request,
+    cancel: CancelFlag,
+    events: Sender<Event>,
+    /// From the asking to the end of the answer, so that a training steps aside at once.
+    answering: Answering,
+}
+
+/// Handle of the thread that generates; dropping it stops a running generation and the thread.
+pub struct Engine {
+    jobs: Sender<Job>,
+    network: Arc<dyn Network>,
+    gate: Arc<ChatGate>,
+    shutdown: CancelFlag,
+}
+
+impl Engine {
+    /// Starts the thread. Fails only when the system refuses a thread.
+    pub fn start(network: Arc<dyn Network>) -> Result<Engine> {
+        let (jobs, inbox) = channel();
+        let shutdown = CancelFlag::new();
+        let (theirs, flag) = (Arc::clone(&network), shutdown.clone());
+        thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || worker::run(theirs, &inbox, &flag))
+            .context("cannot start the thread that runs the model")?;
+        Ok(Engine { jobs, network, gate: Arc::default(), shutdown })
+    }
+
+    /// Queues a request. The last event received is `Done` or `Failed`; dropping the receiver cancels.
+    pub fn generate(&self, request: Request, cancel: CancelFlag) -> Receiver<Event> {
+        let (events, receiver) = channel();
+        let answering = self.gate.answering();
+        if let Err(refused) = self.jobs.send(Job { request, cancel, events, answering }) {
+            let stopped = Error::failure("the thread that runs the model has stopped").hint("restart finch");
+            let _ = refused.0.events.send(Event::Failed(stopped)); // the receiver is still in our hands
+        }
+        receiver
+    }
+
+    /// The network behind it, for trainings and measurements beside the chat.
+    pub fn network(&self) -> &Arc<dyn Network> {
+        &self.network
+    }
+
+    /// What a training beside this engine waits at while an answer is generated.
+    pub fn chat_gate(&self) -> Arc<ChatGate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Longest prompt and answer together, in tokens.
+    pub fn context(&self) -> usize {
+        self.network.config().context
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shutdown.cancel(); // the thread ends by itself once `jobs` is gone; nobody waits for its last chunk
+    }
+}

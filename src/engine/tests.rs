@@ -1,0 +1,362 @@
+//! The engine over a mock network: what it computes, in which order it tells, how soon it stops.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use super::mock::{Call, MockNetwork};
+use super::*;
+use crate::error::Error;
+use crate::model::courtesy::Courtesy;
+
+const VOCAB: usize = 97;
+const STOP: u32 = 96;
+
+/// Depends on every token, the length and the adapter, and never yields the stop id.
+fn hash(tokens: &[u32], adapter: Option<f32>) -> u32 {
+    let mut sum = adapter.map_or(7, |a| a as u32);
+    for t in tokens {
+        sum = sum.wrapping_mul(31).wrapping_add(*t + 1);
+    }
+    sum % STOP
+}
+
+fn mock() -> MockNetwork {
+    MockNetwork::new(VOCAB, 1000, |tokens, adapter| Ok(hash(tokens, adapter)))
+}
+
+fn engine(network: &MockNetwork) -> Engine {
+    Engine::start(Arc::new(network.clone())).unwrap()
+}
+
+fn greedy() -> Sampling {
+    Sampling { seed: 1, ..Sampling::GREEDY }
+}
+
+fn request(ids: &[u32], max_tokens: usize) -> Request {
+    Request { ids: ids.to_vec(), max_tokens, stop: vec![STOP], sampling: greedy(), adapter: None }
+}
+
+fn adapter(value: f32) -> Arc<EngineAdapter> {
+    let weights = LoraWeights { modules: Vec::new(), data: vec![value] };
+    Arc::new(EngineAdapter { name: format!("lora_{value}"), digest: format!("d{value}"), weights })
+}
+
+/// All events; fails when the engine goes silent without a last one.
+fn collect(events: &Receiver<Event>) -> Vec<Event> {
+    let mut all = Vec::new();
+    loop {
+        let event = events.recv_timeout(Duration::from_secs(20)).expect("an event");
+        let last = matches!(event, Event::Done(_) | Event::Failed(_));
+        all.push(event);
+        if last {
+            return all;
+        }
+    }
+}
+
+fn tokens(events: &[Event]) -> Vec<u32> {
+    events.iter().filter_map(|e| if let Event::Token(t) = e { Some(*t) } else { None }).collect()
+}
+
+fn finished(events: &[Event]) -> &Finished {
+    match events.last() {
+        Some(Event::Done(f)) => f,
+        other => panic!("not done: {other:?}"),
+    }
+}
+
+fn failed(events: &[Event]) -> &Error {
+    match events.last() {
+        Some(Event::Failed(e)) => e,
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+fn ask(engine: &Engine, request: Request) -> Vec<Event> {
+    collect(&engine.generate(request, CancelFlag::new()))
+}
+
+/// What a network without any cache would generate.
+fn expected(prompt: &[u32], n: usize, adapter: Option<f32>) -> Vec<u32> {
+    let mut all = prompt.to_vec();
+    for _ in 0..n {
+        all.push(hash(&all, adapter));
+    }
+    all.split_off(prompt.len())
+}
+
+#[test]
+fn tells_prefill_then_tokens_then_done() {
+    let network = mock();
+    let prompt: Vec<u32> = (0..150).map(|i| i % 50).collect();
+    let events = ask(&engine(&network), request(&prompt, 3));
+
+    let prefill: Vec<(usize, usize, usize)> = events
+        .iter()
+        .map_while(|e| match e {
+            Event::Prefill { done, total, reused } => Some((*done, *total, *reused)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(prefill, [(0, 150, 0), (64, 150, 0), (128, 150, 0), (150, 150, 0)]);
+    assert!(events[4..7].iter().all(|e| matches!(e, Event::Token(_))), "{events:?}");
+    assert_eq!(events.len(), 8);
+    assert_eq!(tokens(&events), expected(&prompt, 3, None));
+
+    let done = finished(&events);
+    assert_eq!((done.reason, done.prompt_tokens, done.reused_tokens, done.generated), (Reason::Length, 150, 0, 3));
+    assert!(done.prefill_s >= 0.0 && done.decode_s >= 0.0);
+    // The last token sent is never computed upon.
+    let forwards: Vec<Call> = network.take_calls().split_off(1);
+    assert_eq!(
+        forwards,
+        [(0, 64), (64, 64), (128, 22), (150, 1), (151, 1)].map(|(at, tokens)| Call::Forward { at, tokens })
+    );
+}
+
+#[test]
+fn stops_at_any_stop_id_without_sending_it() {
+    let network = MockNetwork::new(VOCAB, 1000, |tokens, _| Ok(if tokens.len() < 7 { 5 } else { 42 }));
+    let engine = engine(&network);
+    let with_stops = Request { stop: vec![STOP, 42], ..request(&[1, 2, 3], 100) };
+    let events = ask(&engine, with_stops);
+    assert_eq!(tokens(&events), [5, 5, 5, 5]);
+    let done = finished(&events);
+    assert_eq!((done.reason, done.generated), (Reason::Stop, 4));
+}
+
+#[test]
+fn a_turn_prefills_from_the_first_token_that_differs() {
+    let network = mock();
+    let engine = engine(&network);
+    let first = [1, 2, 3, 4, 5];
+    let answer = tokens(&ask(&engine, request(&first, 4)));
+
+    // The next turn repeats prompt and answer; the answer's last token was not in the cache yet.
+    let mut second: Vec<u32> = first.iter().chain(&answer).copied().collect();
+    second.extend([9, 9]);
+    network.take_calls();
+    let events = ask(&engine, request(&second, 2));
+    assert_eq!(finished(&events).reused_tokens, 8);
+    assert_eq!(network.take_calls()[0], Call::Forward { at: 8, tokens: 3 });
+    assert_eq!(tokens(&events), expected(&second, 2, None));
+
+    // A history that differs in its third token keeps two.
+    let third = [1, 2, 8, 4, 5, 6];
+    let events = ask(&engine, request(&third, 2));
+    assert_eq!(finished(&events).reused_tokens, 2);
+    assert_eq!(network.take_calls()[0], Call::Forward { at: 2, tokens: 4 });
+    assert_eq!(tokens(&events), expected(&third, 2, None));
+
+    // The very same prompt still needs the logits of its last token.
+    let events = ask(&engine, request(&third, 2));
+    assert_eq!(finished(&events).reused_tokens, 5);
+    assert_eq!(tokens(&events), expected(&third, 2, None));
+
+    // So does a prompt that is a part of what the cache holds.
+    let events = ask(&engine, request(&third[..3], 2));
+    assert_eq!(finished(&events).reused_tokens, 2);
+    assert_eq!(tokens(&events), expected(&third[..3], 2, None));
+}
+
+#[test]
+fn caches_belong_to_an_adapter_and_the_previous_one_is_kept() {
+    let network = mock();
+    let engine = engine(&network);
+    let prompt = [1, 2, 3, 4];
+    let run = |a: Option<f32>| {
+        let events = ask(&engine, Request { adapter: a.map(adapter), ..request(&prompt, 2) });
+        assert_eq!(tokens(&events), expected(&prompt, 2, a), "adapter {a:?}");
+        finished(&events).reused_tokens
+    };
+    assert_eq!(run(None), 0);
+    assert_eq!(run(Some(1.0)), 0, "another adapter shares no cache");
+    assert_eq!(run(None), 3, "a swap back does not prefill again");
+    assert_eq!(run(Some(1.0)), 3);
+    assert_eq!(run(Some(2.0)), 0, "a third one pushes out the least recently used, the base");
+    assert_eq!(run(Some(1.0)), 3);
+    assert_eq!(run(None), 0);
+    let made = network.take_calls().into_iter().filter(|c| matches!(c, Call::Made { .. })).count();
+    assert_eq!(made, 4);
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_named_and_the_engine_goes_on() {
+    let network = mock();
+    let engine = engine(&network);
+    let bad = EngineAdapter { name: "lora_bad".into(), digest: "x".into(), weights: LoraWeights::default() };
+    let events = ask(&engine, Request { adapter: Some(Arc::new(bad)), ..request(&[1, 2], 2) });
+    assert_eq!(failed(&events).message(), "adapter lora_bad: tensor mock.lora_A.weight is missing");
+    assert_eq!(tokens(&ask(&engine, request(&[1, 2], 2))), expected(&[1, 2], 2, None));
+}
+
+#[test]
+fn cancels_within_one_token() {
+    // The flag is set while the fourth call computes: no fifth call may follow.
+    let cancel = CancelFlag::new();
+    let flag = cancel.clone();
+    let network = MockNetwork::new(VOCAB, 1000, move |tokens, adapter| {
+        if tokens.len() == 6 {
+            flag.cancel();
+        }
+        Ok(hash(tokens, adapter))
+    });
+    let engine = engine(&network);
+    let events = collect(&engine.generate(request(&[1, 2, 3], 100), cancel));
+    let done = finished(&events);
+    assert_eq!((done.reason, done.generated), (Reason::Cancelled, 3));
+    assert_eq!(tokens(&events), expected(&[1, 2, 3], 3, None), "what was told stays told");
+    assert_eq!(network.take_calls().len(), 5, "made, prefill and three tokens");
+    // The cache is sound afterwards.
+    let events = ask(&engine, request(&[1, 2, 3, 4, 5], 2));
+    assert_eq!(finished(&events).reused_tokens, 3);
+    assert_eq!(tokens(&events), expected(&[1, 2, 3, 4, 5], 2, None));
+}
+
+#[test]
+fn cancels_within_one_prefill_chunk() {
+    let cancel = CancelFlag::new();
+    let flag = cancel.clone();
+    let network = MockNetwork::new(VOCAB, 1000, move |tokens, adapter| {
+        if tokens.len() == 128 {
+            flag.cancel();
+        }
+        Ok(hash(tokens, adapter))
+    });
+    let engine = engine(&network);
+    let prompt = vec![3; 500];
+    let events = collect(&engine.generate(request(&prompt, 10), cancel));
+    assert_eq!((finished(&events).reason, tokens(&events).len()), (Reason::Cancelled, 0));
+    assert_eq!(network.take_calls().len(), 3, "made and two chunks of eight");
+    let events = ask(&engine, request(&prompt, 1));
+    assert_eq!(finished(&events).reused_tokens, 128, "the work that was done is kept");
+}
+
+#[test]
+fn cancelled_before_its_turn_costs_nothing() {
+    let network = mock();
+    let cancel = CancelFlag::new();
+    cancel.cancel();
+    let events = collect(&engine(&network).generate(request(&[1, 2], 5), cancel));
+    assert_eq!((finished(&events).reason, finished(&events).generated), (Reason::Cancelled, 0));
+    assert_eq!(network.take_calls(), []);
+}
+
+#[test]
+fn dropping_the_receiver_cancels() {
+    // The network pauses in mid-prefill and in mid-answer until the test has dropped its end.
+    let (go, wait) = channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let network = MockNetwork::new(VOCAB, 1000, move |tokens, adapter| {
+        if [6, 128].contains(&tokens.len()) {
+            let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        }
+        Ok(hash(tokens, adapter))
+    });
+    let engine = engine(&network);
+    let events = engine.generate(request(&[1, 2, 3], 900), CancelFlag::new());
+    while !matches!(events.recv().unwrap(), Event::Token(_)) {}
+    drop(events);
+    go.send(()).unwrap();
+    ask(&engine, request(&[7], 1)); // queued behind it, so it has ended
+    let calls = network.take_calls().len();
+    assert!(calls <= 6, "{calls} calls: made, prefill, at most three tokens, the second question");
+
+    drop(engine.generate(request(&[5; 990], 900), CancelFlag::new()));
+    go.send(()).unwrap();
+    ask(&engine, request(&[7], 1));
+    let calls = network.take_calls().len();
+    assert!(calls <= 3, "{calls} calls: at most two chunks of sixteen, the second question");
+}
+
+#[test]
+fn limits_are_checked_before_any_work() {
+    let network = MockNetwork::new(VOCAB, 16, |tokens, adapter| Ok(hash(tokens, adapter)));
+    let engine = engine(&network);
+    let events = ask(&engine, request(&[1; 20], 5));
+    assert_eq!(
+        failed(&events).message(),
+        "the conversation is too long for this model: 20 tokens, and its context holds 16, answer included"
+    );
+    assert!(failed(&events).hint_text().is_some());
+    assert_eq!(events.len(), 1);
+    assert!(failed(&ask(&engine, request(&[], 5))).message().contains("empty"));
+    assert!(failed(&ask(&engine, request(&[1, 97], 5))).message().contains("97"));
+    assert_eq!(network.take_calls(), []);
+
+    // Up to the very end of the context, and no further.
+    let events = ask(&engine, request(&[1; 12], 100));
+    assert_eq!((finished(&events).reason, finished(&events).generated), (Reason::Length, 4));
+    assert_eq!(finished(&ask(&engine, request(&[1; 15], 100))).generated, 1);
+    assert_eq!(finished(&ask(&engine, request(&[1; 4], 0))).generated, 0);
+}
+
+#[test]
+fn errors_and_panics_reach_the_caller_and_leave_a_working_engine() {
+    let network = MockNetwork::new(VOCAB, 1000, |tokens, adapter| match tokens {
+        [.., 13] => panic!("out of luck"),
+        [.., 14] => Err(Error::failure("out of memory")),
+        _ => Ok(hash(tokens, adapter)),
+    });
+    let engine = engine(&network);
+    ask(&engine, request(&[1, 2, 3], 1));
+    let events = ask(&engine, request(&[1, 2, 13], 5));
+    assert!(failed(&events).message().contains("out of luck"), "{events:?}");
+    assert!(failed(&events).hint_text().is_some());
+    let events = ask(&engine, request(&[1, 2, 3], 2));
+    assert_eq!(finished(&events).reused_tokens, 0, "a decoder that panicked is not trusted again");
+    assert_eq!(tokens(&events), expected(&[1, 2, 3], 2, None));
+
+    assert_eq!(failed(&ask(&engine, request(&[1, 2, 14], 5))).message(), "out of memory");
+    let events = ask(&engine, request(&[1, 2, 3], 2));
+    assert_eq!((finished(&events).reused_tokens, tokens(&events)), (0, expected(&[1, 2, 3], 2, None)));
+}
+
+#[test]
+fn a_training_waits_from_the_request_to_the_last_event() {
+    let (go, wait) = channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let network = MockNetwork::new(VOCAB, 1000, move |tokens, adapter| {
+        let _ = wait.lock().unwrap().recv_timeout(Duration::from_secs(20));
+        Ok(hash(tokens, adapter))
+    });
+    let engine = engine(&network);
+    let courtesy = Arc::new(Courtesy::beside(engine.chat_gate()));
+    courtesy.point().unwrap(); // free
+
+    let events = engine.generate(request(&[1, 2], 1), CancelFlag::new());
+    let (passed, has_passed) = channel();
+    let trainer = Arc::clone(&courtesy);
+    let training = thread::spawn(move || {
+        trainer.point().unwrap();
+        passed.send(()).unwrap();
+    });
+    assert!(has_passed.recv_timeout(Duration::from_millis(50)).is_err(), "trained during an answer");
+    go.send(()).unwrap();
+    collect(&events);
+    has_passed.recv_timeout(Duration::from_secs(20)).expect("free after the answer");
+    training.join().unwrap();
+}
+
+#[test]
+fn requests_are_answered_in_order() {
+    let network = mock();
+    let engine = engine(&network);
+    let all: Vec<_> = (0..5).map(|i| engine.generate(request(&[i, 2], 3), CancelFlag::new())).collect();
+    for (i, events) in all.iter().enumerate() {
+        assert_eq!(tokens(&collect(events)), expected(&[i as u32, 2], 3, None));
+    }
+}
+
+#[test]
+fn the_same_seed_samples_the_same_tokens() {
+    let network = mock();
+    let engine = engine(&network);
+    let sampled = |seed| {
+        let sampling = Sampling { temperature: 5.0, seed, ..greedy() };
+        tokens(&ask(&engine, Request { sampling, ..request(&[1, 2, 3], 40) }))
+    };
+    assert_eq!(sampled(1), sampled(1));
+    assert_ne!(sampled(1), sampled(2));
+}

@@ -1,0 +1,150 @@
+//! What the engine's thread does: prefill in chunks, then a token at a time, until something ends it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+
+use super::decoders::{Decoders, Slot};
+use super::{CancelFlag, Event, Finished, Job, PREFILL_CHUNK, Reason, Request};
+use crate::error::{Error, Result};
+use crate::model::Network;
+use crate::model::config::ModelConfig;
+use crate::model::sampling::Sampler;
+
+/// Serves jobs until every sender is gone.
+pub(super) fn run(network: Arc<dyn Network>, jobs: &Receiver<Job>, shutdown: &CancelFlag) {
+    let config = network.config().clone();
+    let mut decoders = Decoders::new(network);
+    for Job { request, cancel, events, answering } in jobs {
+        let caller = Caller { events: &events, cancel: &cancel, shutdown };
+        // The decoder in use is owned by the closure, so a panic drops it and nothing half-done stays behind.
+        let outcome = catch_unwind(AssertUnwindSafe(|| answer(&config, &mut decoders, &request, &caller)));
+        drop(answering); // before the last event: whoever has seen it may count on the gate being open
+        let last = match outcome {
+            Ok(Ok(finished)) => Event::Done(finished),
+            Ok(Err(error)) => Event::Failed(error),
+            Err(panic) => Event::Failed(panicked(&*panic)),
+        };
+        let _ = events.send(last); // nobody listens any more: fine
+    }
+}
+
+/// The other end of one job.
+struct Caller<'a> {
+    events: &'a Sender<Event>,
+    cancel: &'a CancelFlag,
+    shutdown: &'a CancelFlag,
+}
+
+impl Caller<'_> {
+    fn gone(&self) -> bool {
+        self.cancel.is_cancelled() || self.shutdown.is_cancelled()
+    }
+
+    /// False when nobody listens any more.
+    fn tell(&self, event: Event) -> bool {
+        self.events.send(event).is_ok()
+    }
+}
+
+fn answer(config: &ModelConfig, decoders: &mut Decoders, request: &Request, caller: &Caller) -> Result<Finished> {
+    check(config, request)?;
+    let start = Instant::now();
+    let mut finished = Finished {
+        reason: Reason::Cancelled,
+        prompt_tokens: request.ids.len(),
+        reused_tokens: 0,
+        generated: 0,
+        prefill_s: 0.0,
+        decode_s: 0.0,
+    };
+    if caller.gone() {
+        return Ok(finished);
+    }
+    let (mut slot, reused) = decoders.take(request.adapter.as_deref(), &request.ids)?;
+    finished.reused_tokens = reused;
+    let logits = prefill(&mut slot, request, reused, caller)?;
+    finished.prefill_s = start.elapsed().as_secs_f64();
+    if let Some(logits) = logits {
+        let start = Instant::now();
+        finished.reason = decode(&mut slot, request, logits, config.context, caller, &mut finished.generated)?;
+        finished.decode_s = start.elapsed().as_secs_f64();
+    }
+    decoders.put_back(slot);
+    Ok(finished)
+}
+
+/// Refuses what cannot work, before any work.
+fn check(config: &ModelConfig, request: &Request) -> Result<()> {
+    let (prompt, context) = (request.ids.len(), config.context);
+    if prompt == 0 {
+        return Err(Error::failure("the prompt is empty"));
+    }
+    if prompt >= context {
+        let message = format!(
+            "the conversation is too long for this model: {prompt} tokens, and its context holds {context}, answer included"
+        );
+        return Err(Error::failure(message).hint("/clear starts a new conversation; or ask with less text"));
+    }
+    if let Some(id) = request.ids.iter().find(|id| **id as usize >= config.vocab_size) {
+        let message = format!("token id {id} is outside the model's vocabulary of {}", config.vocab_size);
+        return Err(Error::failure(message).hint("the model's tokenizer.json does not belong to its weights"));
+    }
+    Ok(())
+}
+
+/// Brings the rest of the prompt into the cache; the logits after it, or `None` when cancelled on the way.
+fn prefill(slot: &mut Slot, request: &Request, reused: usize, caller: &Caller) -> Result<Option<Vec<f32>>> {
+    let total = request.ids.len();
+    let progress = |done| caller.tell(Event::Prefill { done, total, reused });
+    let mut listening = progress(reused);
+    let mut logits = None;
+    for chunk in request.ids[reused..].chunks(PREFILL_CHUNK) {
+        if !listening || caller.gone() {
+            return Ok(None);
+        }
+        logits = Some(slot.forward(chunk)?);
+        listening = progress(slot.tokens().len());
+    }
+    Ok(logits.filter(|_| listening))
+}
+
+/// Samples, tells, appends, until a stop id, a limit or a cancellation; counts what it told in `generated`.
+fn decode(
+    slot: &mut Slot,
+    request: &Request,
+    mut logits: Vec<f32>,
+    context: usize,
+    caller: &Caller,
+    generated: &mut usize,
+) -> Result<Reason> {
+    let limit = request.max_tokens.min(context - request.ids.len()); // `check` left room
+    let mut sampler = Sampler::new(request.sampling.clone());
+    loop {
+        if caller.gone() {
+            return Ok(Reason::Cancelled);
+        }
+        if *generated >= limit {
+            return Ok(Reason::Length);
+        }
+        let token = sampler.sample(&mut logits, slot.tokens())?;
+        if request.stop.contains(&token) {
+            return Ok(Reason::Stop);
+        }
+        if !caller.tell(Event::Token(token)) {
+            return Ok(Reason::Cancelled);
+        }
+        *generated += 1;
+        if *generated < limit && !caller.gone() {
+            logits = slot.forward(&[token])?;
+        }
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let what = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Error::failure(format!("the model's code failed unexpectedly: {}", what.unwrap_or("no reason given")))
+        .hint("this is a fault in finch, not in what you asked; the next question starts afresh")
+}
