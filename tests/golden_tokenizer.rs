@@ -1,23 +1,16 @@
 //! Tokenizer and chat templates against reference ids: llama.cpp's test strings for Qwen's vocabulary, and what
-//! transformers makes of conversations. The reference folder is no part of the repository: without it the tests say so.
+//! transformers makes of conversations.
+
+mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use common::reference;
 use finch::model::message::Message;
 use finch::model::template::ChatTemplate;
 use finch::model::tokenizer::Tokenizer;
 use serde_json::Value;
-
-/// `../shared/NAME` beside the checkout, if it is there.
-fn reference(name: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?.join("shared").join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!("NOT RUN: the reference values (../shared/{name}) are not beside this checkout");
-    None
-}
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()

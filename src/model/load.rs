@@ -1,6 +1,7 @@
 //! From a model's name to a model that can answer: which files, checked in which order.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -162,6 +163,18 @@ impl Model {
     }
 }
 
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Base({}, {})", self.name, self.digest)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Model({}, {})", self.name, self.base)
+    }
+}
+
 fn chat_files(source: &ModelSource) -> Result<(Tokenizer, ChatTemplate, GenerationConfig)> {
     let config_json = source.needed("config.json", MAX_SETTINGS)?;
     let config = ModelConfig::from_json(&config_json)?;
@@ -289,10 +302,7 @@ mod tests {
     fn bad_folders_are_named_with_the_fault() {
         let folder = tempfile::tempdir().unwrap();
         let source = ModelSource::Folder(folder.path().to_path_buf());
-        let fault = || match Model::load(&source, &DigestCache::none()) {
-            Ok(_) => panic!("should be refused"),
-            Err(error) => error.to_string(),
-        };
+        let fault = || Model::load(&source, &DigestCache::none()).expect_err("should be refused").to_string();
         assert!(fault().contains("config.json is missing"), "{}", fault());
         let config = serde_json::json!({"model_type": "qwen3", "vocab_size": 100, "hidden_size": 8,
             "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8});
