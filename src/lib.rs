@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod feedback;
 pub mod fsio;
 pub mod model;
 pub mod nearest;
