@@ -10,4 +10,5 @@ pub mod fsio;
 pub mod model;
 pub mod nearest;
 pub mod paths;
+pub mod store;
 pub mod text;
