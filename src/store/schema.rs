@@ -123,6 +123,10 @@ fn check_owner(connection: &Connection) -> Step<()> {
     ))
 }
 
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
 fn shown(connection: &Connection) -> String {
     Paths::display(Path::new(connection.path().unwrap_or_default()))
 }
@@ -151,9 +155,13 @@ fn enter_wal(connection: &Connection) -> Step<()> {
 
 /// Runs what `migrations` still lacks in the file, all in one transaction.
 pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Step<()> {
-    // Taken before the version is read: of two finches that start at once, the second finds the work done.
+    // The usual start needs no write lock, and so waits for nobody.
+    if version(connection)? == migrations.len() as i64 {
+        return Ok(());
+    }
+    // Taken before the version is read again: of two finches that start at once, the second finds the work done.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let version = version(&transaction)?;
     let done = usize::try_from(version).ok().filter(|done| *done <= migrations.len()).ok_or_else(|| {
         Error::failure(format!(
             "the database {} has version {version}, this finch knows versions up to {}",
@@ -177,10 +185,6 @@ pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> Step<
 mod tests {
     use super::*;
 
-    fn version(connection: &Connection) -> i64 {
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
-    }
-
     const TO_2: &str = "ALTER TABLE interactions ADD COLUMN starred INTEGER NOT NULL DEFAULT 0;";
     const TO_3: &str = "CREATE TABLE later (id INTEGER PRIMARY KEY) STRICT;";
 
@@ -194,15 +198,15 @@ mod tests {
                  (7, 1, 's', 1, '[]', 'r', 'm', NULL, NULL, NULL, '{}', 'stop', '{}', '{}', 0, x'00', x'00');",
             )
             .unwrap();
-        assert_eq!(version(&connection), 1);
+        assert_eq!(version(&connection).unwrap(), 1);
         migrate(&mut connection, &[VERSION_1, TO_2, TO_3]).unwrap();
-        assert_eq!(version(&connection), 3);
+        assert_eq!(version(&connection).unwrap(), 3);
         let row: (i64, String, i64) = connection
             .query_row("SELECT id, response, starred FROM interactions", [], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
             .unwrap();
         assert_eq!(row, (7, "r".to_owned(), 0));
         migrate(&mut connection, &[VERSION_1, TO_2, TO_3]).unwrap();
-        assert_eq!(version(&connection), 3);
+        assert_eq!(version(&connection).unwrap(), 3);
     }
 
     #[test]
@@ -210,7 +214,7 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection, &[VERSION_1]).unwrap();
         assert!(migrate(&mut connection, &[VERSION_1, TO_3, "CREATE NONSENSE"]).is_err());
-        assert_eq!(version(&connection), 1);
+        assert_eq!(version(&connection).unwrap(), 1);
         let later: i64 = connection
             .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'later'", [], |row| row.get(0))
             .unwrap();

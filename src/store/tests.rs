@@ -494,6 +494,19 @@ fn two_stores_that_judge_the_same_answer_leave_one_judgement() {
 }
 
 #[test]
+fn opening_waits_for_no_writer() {
+    let (folder, store) = store();
+    let start = std::time::Instant::now();
+    store
+        .write(|_| {
+            drop(Store::open(&folder.path().join("finch.db")).unwrap());
+            Ok(())
+        })
+        .unwrap();
+    assert!(start.elapsed() < PATIENCE / 2);
+}
+
+#[test]
 fn another_stores_change_is_seen_at_once() {
     let (folder, one) = store();
     let two = Store::open(&folder.path().join("finch.db")).unwrap();
