@@ -1,0 +1,9 @@
+//! The chat's screen: lines in, effects and text out.
+//!
+//! What a line means ([`command`]), what is said about it ([`render`]) and what is to be done are decided purely; the
+//! terminal is touched by [`input`] alone.
+
+pub mod command;
+pub mod help;
+pub mod render;
+pub mod render_training;

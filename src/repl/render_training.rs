@@ -1,0 +1,348 @@
+//! What the chat and the commands say about training and adapters: plain figures in, text out (see [`super::render`]).
+
+use super::render::{bytes, count, duration, plain, short_digest};
+use crate::text;
+
+/// Why a training starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    Threshold,
+    Asked,
+}
+
+pub fn started(trigger: Trigger) -> String {
+    match trigger {
+        Trigger::Threshold => "🔄 Training threshold reached, starting background training…\n".to_string(),
+        Trigger::Asked => "🔄 Starting background training…\n".to_string(),
+    }
+}
+
+/// How far a running training is; epochs and batches count from 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Progress {
+    pub epoch: usize,
+    pub epochs: Option<usize>,
+    pub batch: usize,
+    pub batches: Option<usize>,
+    pub loss: Option<f64>,
+    pub seconds: f64,
+}
+
+/// One line, without its end: it stands above the prompt while the training runs.
+pub fn progress(p: &Progress) -> String {
+    let of = |n: usize, all: Option<usize>| all.map_or(n.to_string(), |all| format!("{n}/{all}"));
+    let loss = p.loss.map(|loss| format!(", loss {loss:.2}")).unwrap_or_default();
+    format!(
+        "🔄 Training: epoch {}, batch {}{loss}, {}",
+        of(p.epoch, p.epochs),
+        of(p.batch, p.batches),
+        duration(p.seconds)
+    )
+}
+
+/// The last run, for `/train status`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LastRun {
+    pub time: String,
+    /// "completed", "refused", …
+    pub outcome: String,
+    pub loss: Option<(f64, f64)>,
+    pub adapter: Option<String>,
+}
+
+/// `/train status` while nothing runs; `new` of `threshold` examples are there.
+pub fn idle(new: usize, threshold: usize, auto_train: bool, last: Option<&LastRun>) -> String {
+    let mut out = format!("No training is running; {}", count(new, "new example"));
+    out += &match auto_train {
+        true => format!(", it starts at {threshold} or with /train.\n"),
+        false => ", it starts with /train (auto_train is off).\n".to_string(),
+    };
+    if let Some(run) = last {
+        let loss = run.loss.map(|(before, after)| format!(", loss {before:.2} → {after:.2}")).unwrap_or_default();
+        let adapter = run.adapter.as_ref().map(|name| format!(", {}", plain(name))).unwrap_or_default();
+        out += &format!("   Last one: {}, {}{loss}{adapter}\n", run.time, plain(&run.outcome));
+    }
+    out
+}
+
+/// A run that ended with an adapter on disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finished {
+    pub examples: usize,
+    pub loss_before: f64,
+    pub loss_after: f64,
+    pub seconds: f64,
+    /// Where the adapter is, in words for the screen.
+    pub path: String,
+}
+
+fn trained_on(f: &Finished) -> String {
+    format!(
+        "   Trained on {}, loss {:.2} → {:.2}, {}\n   Adapter saved to: {}\n",
+        count(f.examples, "example"),
+        f.loss_before,
+        f.loss_after,
+        duration(f.seconds),
+        plain(&f.path)
+    )
+}
+
+pub fn finished(f: &Finished) -> String {
+    format!("✓ Background training completed!\n{}", trained_on(f))
+}
+
+/// The gate said no: the adapter is kept, and not used.
+pub fn refused(f: &Finished, reasons: &[String]) -> String {
+    let mut out = format!("✗ Background training completed, but the new adapter is not used\n{}", trained_on(f));
+    for reason in reasons {
+        out += &format!("   Refused: {}\n", plain(reason));
+    }
+    out + "   Answers stay as they were; the next training waits for new examples.\n"
+}
+
+/// What the gate measured, as far as it did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Receipt {
+    pub adapter: String,
+    pub examples: usize,
+    pub loss: Option<(f64, f64)>,
+    pub held_out: Option<(f64, f64)>,
+    /// Corrections that hold, of how many.
+    pub corrections: Option<(usize, usize)>,
+    /// Canary answers that stayed in order, of how many.
+    pub canaries: Option<(usize, usize)>,
+    /// KL(base ‖ adapter) on the canary prompts, in nat a token.
+    pub kl: Option<f64>,
+    pub seconds: f64,
+}
+
+/// One line, when the adapter really is live. Figures that do not exist are left out.
+pub fn receipt(r: &Receipt) -> String {
+    let mut parts = Vec::new();
+    let loss = r.loss.map(|(before, after)| format!(", loss {before:.2} → {after:.2}")).unwrap_or_default();
+    parts.push(format!("{}{loss}", count(r.examples, "example")));
+    parts.extend(r.held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
+    parts.extend(r.corrections.map(|(hold, all)| format!("{hold}/{all} corrections hold")));
+    let canaries = r.canaries.map(|(fine, all)| format!("canaries {fine}/{all}"));
+    let kl = r.kl.map(|kl| format!("KL {kl:.3}"));
+    parts.extend([canaries, kl].into_iter().flatten().reduce(|a, b| format!("{a}, {b}")));
+    parts.push(duration(r.seconds));
+    format!("   adapter {} live · {}\n", plain(&r.adapter), parts.join(" · "))
+}
+
+pub fn cancelled(examples: usize) -> String {
+    let stay = if examples == 1 { "its 1 example stays new" } else { &format!("its {examples} examples stay new") };
+    format!("Training cancelled; {stay}.\n")
+}
+
+pub fn failed(message: &str, hint: Option<&str>) -> String {
+    let hint = hint.map(|hint| format!("   {}\n", plain(hint))).unwrap_or_default();
+    format!("✗ Training failed: {}\n{hint}   Its examples stay new; answers stay as they were.\n", plain(message))
+}
+
+pub const NOTHING_TO_TRAIN: &str = "There is nothing to train on yet: rate answers good, or correct them.\n";
+pub const NOTHING_RUNS: &str = "No training is running.\n";
+pub const ALREADY_RUNNING: &str = "A training is running already; /train status shows how far it is.\n";
+pub const NOTHING_NEW: &str = "There is nothing new since the last training.\n";
+
+/// Another adapter answers from here on (or none).
+pub fn switched(from: Option<&str>, to: Option<&str>) -> String {
+    match (from, to) {
+        (_, Some(to)) => format!("Adapter {} is live from the next answer on.\n", plain(to)),
+        (Some(from), None) => format!("Adapter {} is unloaded; the base answers from here on.\n", plain(from)),
+        (None, None) => "No adapter is loaded; the base answers.\n".to_string(),
+    }
+}
+
+/// One row of the table of adapters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterRow {
+    pub name: String,
+    /// Local time, "2026-02-06 14:30".
+    pub time: String,
+    pub base: String,
+    pub rank: Option<usize>,
+    pub examples: Option<usize>,
+    pub loss: Option<(f64, f64)>,
+    pub bytes: u64,
+    pub state: AdapterState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdapterState {
+    Live,
+    /// What `rollback` goes back to.
+    Previous,
+    /// Refused by the gate, or just not in use.
+    Kept(Option<String>),
+    Broken(String),
+}
+
+pub fn adapters(rows: &[AdapterRow]) -> String {
+    if rows.is_empty() {
+        return "There are no adapters yet; they come from training (/train or `finch train`).\n".to_string();
+    }
+    let dash = || "–".to_string();
+    let mut cells = vec![["name", "time", "base", "rank", "examples", "loss", "size", ""].map(String::from)];
+    for row in rows {
+        cells.push([
+            text::one_line(&row.name, 50),
+            row.time.clone(),
+            short_digest(&row.base),
+            row.rank.map_or_else(dash, |n| n.to_string()),
+            row.examples.map_or_else(dash, |n| n.to_string()),
+            row.loss.map_or_else(dash, |(before, after)| format!("{before:.2} → {after:.2}")),
+            bytes(row.bytes),
+            match &row.state {
+                AdapterState::Live => "live".to_string(),
+                AdapterState::Previous => "previous".to_string(),
+                AdapterState::Kept(remark) => remark.as_deref().map(plain).unwrap_or_default(),
+                AdapterState::Broken(reason) => format!("broken: {}", text::one_line(reason, 60)),
+            },
+        ]);
+    }
+    table(&cells, &[3, 4, 6])
+}
+
+/// Columns aligned by their display width, two spaces between; `right`: the columns set flush right.
+pub fn table<const N: usize>(cells: &[[String; N]], right: &[usize]) -> String {
+    let mut widths = [0; N];
+    for row in cells {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(text::width(cell));
+        }
+    }
+    let mut out = String::new();
+    for row in cells {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
+            let pad = " ".repeat(width - text::width(cell));
+            let (before, after) = if right.contains(&column) { (pad, String::new()) } else { (String::new(), pad) };
+            line += &format!("{before}{cell}{after}  ");
+        }
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run() -> Finished {
+        Finished {
+            examples: 10,
+            loss_before: 2.31,
+            loss_after: 0.85,
+            seconds: 21.2,
+            path: "~/.config/finch/adapters/lora_adapter_20260206_143025".into(),
+        }
+    }
+
+    #[test]
+    fn training_reads_as_its_users_know_it() {
+        assert_eq!(started(Trigger::Threshold), "🔄 Training threshold reached, starting background training…\n");
+        assert_eq!(
+            finished(&run()),
+            "✓ Background training completed!\n\
+             \x20  Trained on 10 examples, loss 2.31 → 0.85, 21 s\n\
+             \x20  Adapter saved to: ~/.config/finch/adapters/lora_adapter_20260206_143025\n"
+        );
+    }
+
+    #[test]
+    fn progress_is_one_line_and_leaves_out_what_is_not_known() {
+        let known =
+            Progress { epoch: 2, epochs: Some(5), batch: 14, batches: Some(75), loss: Some(1.324), seconds: 8.0 };
+        assert_eq!(progress(&known), "🔄 Training: epoch 2/5, batch 14/75, loss 1.32, 8.0 s");
+        let unknown = Progress { epoch: 1, batch: 3, ..Progress::default() };
+        assert_eq!(progress(&unknown), "🔄 Training: epoch 1, batch 3, 0.0 s");
+    }
+
+    #[test]
+    fn a_refusal_names_its_reasons_and_claims_nothing_live() {
+        let shown = refused(&run(), &["KL 0.31 on the canary prompts is above 0.15".into()]);
+        assert!(shown.contains("is not used") && shown.contains("   Refused: KL 0.31"), "{shown}");
+        assert!(!shown.contains("live"), "{shown}");
+    }
+
+    #[test]
+    fn the_receipt_has_the_figures_that_exist() {
+        let full = Receipt {
+            adapter: "lora_adapter_x".into(),
+            examples: 12,
+            loss: Some((2.31, 0.09)),
+            held_out: None,
+            corrections: Some((5, 5)),
+            canaries: Some((20, 20)),
+            kl: Some(0.0123),
+            seconds: 94.0,
+        };
+        assert_eq!(
+            receipt(&full),
+            "   adapter lora_adapter_x live · 12 examples, loss 2.31 → 0.09 · 5/5 corrections hold · \
+             canaries 20/20, KL 0.012 · 94 s\n"
+        );
+        let bare = Receipt { adapter: "a".into(), examples: 1, seconds: 2.0, ..Receipt::default() };
+        assert_eq!(receipt(&bare), "   adapter a live · 1 example · 2.0 s\n");
+    }
+
+    #[test]
+    fn cancelling_and_failing_say_that_examples_stay_new() {
+        assert_eq!(cancelled(10), "Training cancelled; its 10 examples stay new.\n");
+        assert_eq!(cancelled(1), "Training cancelled; its 1 example stays new.\n");
+        assert!(failed("the loss is not a number", Some("lower the learning rate")).contains("stay new"));
+    }
+
+    #[test]
+    fn status_without_a_run() {
+        assert_eq!(
+            idle(3, 10, true, None),
+            "No training is running; 3 new examples, it starts at 10 or with /train.\n"
+        );
+        let last = LastRun {
+            time: "2026-02-06 14:30".into(),
+            outcome: "completed".into(),
+            loss: Some((2.31, 0.85)),
+            adapter: Some("a".into()),
+        };
+        let shown = idle(0, 10, false, Some(&last));
+        assert!(shown.contains("auto_train is off"));
+        assert!(shown.ends_with("   Last one: 2026-02-06 14:30, completed, loss 2.31 → 0.85, a\n"));
+    }
+
+    #[test]
+    fn the_table_of_adapters_is_aligned() {
+        let row = |name: &str, state| AdapterRow {
+            name: name.into(),
+            time: "2026-02-06 14:30".into(),
+            base: "0123456789abcdef".into(),
+            rank: Some(16),
+            examples: Some(10),
+            loss: Some((2.31, 0.85)),
+            bytes: 3_400_000,
+            state,
+        };
+        let mut foreign = row("héllo", AdapterState::Broken("no\x1b[1m lora_B".into()));
+        (foreign.rank, foreign.examples, foreign.loss) = (None, None, None);
+        let shown = adapters(&[row("lora_adapter_20260206_143025", AdapterState::Live), foreign]);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "name                          time              base          rank  examples  loss           size",
+                "lora_adapter_20260206_143025  2026-02-06 14:30  0123456789ab    16        10  2.31 → 0.85  3.4 MB  live",
+                "héllo                         2026-02-06 14:30  0123456789ab     –         –  –            3.4 MB  broken: no lora_B",
+            ]
+        );
+        assert!(adapters(&[]).contains("no adapters yet"));
+    }
+
+    #[test]
+    fn switching_names_both_ways() {
+        assert_eq!(switched(None, Some("a")), "Adapter a is live from the next answer on.\n");
+        assert_eq!(switched(Some("a"), None), "Adapter a is unloaded; the base answers from here on.\n");
+        assert!(switched(None, None).contains("No adapter"));
+    }
+}
