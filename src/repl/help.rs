@@ -72,7 +72,7 @@ pub fn nearest_command(word: &str) -> Option<&'static str> {
 
 /// The text of `/help`.
 pub fn overview() -> String {
-    let usages: Vec<String> = COMMANDS.iter().map(|entry| short_usage(entry)).collect();
+    let usages: Vec<String> = COMMANDS.iter().map(short_usage).collect();
     let column = usages.iter().map(|u| text::width(u)).max().unwrap_or(0);
     let mut help = String::from("Type a question; then say what you think of the answer.\n\n");
     for (entry, usage) in COMMANDS.iter().zip(&usages) {

@@ -4,6 +4,10 @@
 //! terminal is touched by [`input`] alone.
 
 pub mod command;
+pub mod complete;
 pub mod help;
+pub mod input;
+pub mod printer;
 pub mod render;
 pub mod render_training;
+pub mod terminal;

@@ -1,0 +1,50 @@
+//! The terminal's modes outside the line editor: no echo while an answer is written, and its width.
+//!
+//! While the chat is open, keys are never echoed by the terminal itself: what is typed during an answer waits unseen in
+//! the terminal's queue and comes up at the next prompt. Ctrl-C stays a signal. On systems without termios nothing changes.
+
+/// Restores the terminal's modes when dropped.
+#[derive(Debug)]
+pub struct QuietKeys {
+    #[cfg(unix)]
+    original: rustix::termios::Termios,
+}
+
+impl QuietKeys {
+    /// Turns echo and line-wise input off; None where standard input is no terminal.
+    #[cfg(unix)]
+    pub fn start() -> Option<QuietKeys> {
+        use rustix::termios::{InputModes, LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        let original = tcgetattr(std::io::stdin()).ok()?;
+        let mut quiet = original.clone();
+        quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON);
+        // Enter stays what it is in the queue: the editor tells it from Ctrl-J.
+        quiet.input_modes.remove(InputModes::ICRNL);
+        tcsetattr(std::io::stdin(), OptionalActions::Drain, &quiet).ok()?;
+        Some(QuietKeys { original })
+    }
+
+    #[cfg(not(unix))]
+    pub fn start() -> Option<QuietKeys> {
+        None
+    }
+}
+
+#[cfg(unix)]
+impl Drop for QuietKeys {
+    fn drop(&mut self) {
+        // Nothing can be done about a terminal that is gone.
+        let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Drain, &self.original);
+    }
+}
+
+/// Columns of the terminal, 80 where it does not tell.
+pub fn columns() -> usize {
+    #[cfg(unix)]
+    if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
+        && size.ws_col > 0
+    {
+        return usize::from(size.ws_col);
+    }
+    80
+}
