@@ -10,5 +10,6 @@ pub mod fsio;
 pub mod model;
 pub mod nearest;
 pub mod paths;
+pub mod repl;
 pub mod store;
 pub mod text;

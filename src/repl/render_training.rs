@@ -141,6 +141,8 @@ pub fn failed(message: &str, hint: Option<&str>) -> String {
 }
 
 pub const NOTHING_TO_TRAIN: &str = "There is nothing to train on yet: rate answers good, or correct them.\n";
+/// Leaving while a training runs.
+pub const LEAVING: &str = "The running training is cancelled; its examples stay new and are trained next time.\n";
 pub const NOTHING_RUNS: &str = "No training is running.\n";
 pub const ALREADY_RUNNING: &str = "A training is running already; /train status shows how far it is.\n";
 pub const NOTHING_NEW: &str = "There is nothing new since the last training.\n";

@@ -1,0 +1,194 @@
+//! What a line leads to: (situation, line) → effects. Pure; the loop in [`super`] carries the effects out.
+
+use super::command::{AdaptersAction, Command, Input, SystemAction, TrainAction, parse};
+use super::{help, render, render_training};
+use crate::feedback::kind::Kind;
+
+/// What the decision depends on beside the line.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Situation {
+    /// How far the training is that runs now, if one does.
+    pub training: Option<render_training::Progress>,
+    /// Name of the active adapter.
+    pub active_adapter: Option<String>,
+}
+
+/// Something for the loop to do. Those that can fail say so themselves, in the end.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Text for the screen as it is.
+    Show(String),
+    Ask(String),
+    Rate {
+        kind: Kind,
+        note: Option<String>,
+    },
+    Correct(String),
+    Undo,
+    ListAdapters,
+    LoadAdapter {
+        name: String,
+        force: bool,
+    },
+    UnloadAdapter,
+    /// `ask`: only after a yes to this question.
+    DeleteAdapter {
+        name: String,
+        ask: Option<String>,
+    },
+    RollbackAdapter,
+    StartTraining,
+    CancelTraining,
+    ShowLastTraining,
+    ShowBuffer,
+    ShowStats,
+    ShowModel,
+    ShowSystem,
+    SetSystem(Option<String>),
+    Clear,
+    /// Ends the loop; a training that runs is cancelled by it.
+    Leave,
+}
+
+/// What to do about one line.
+pub fn decide(situation: &Situation, line: &str) -> Vec<Effect> {
+    match parse(line) {
+        Input::Empty => Vec::new(),
+        Input::Prompt(prompt) => vec![Effect::Ask(prompt)],
+        Input::Unknown { word, nearest } => vec![Effect::Show(render::unknown_command(&word, nearest))],
+        Input::Invalid { usage, fault } => vec![Effect::Show(render::invalid_command(&usage, &fault))],
+        Input::Command(command) => carry_out(situation, command),
+    }
+}
+
+fn carry_out(situation: &Situation, command: Command) -> Vec<Effect> {
+    vec![match command {
+        Command::Rate { kind, note } => Effect::Rate { kind, note },
+        Command::Correct(text) => Effect::Correct(text),
+        Command::Undo => Effect::Undo,
+        Command::Adapters(action) => adapters(situation, action),
+        Command::Train(action) => train(situation, action),
+        Command::Buffer => Effect::ShowBuffer,
+        Command::Stats => Effect::ShowStats,
+        Command::Model => Effect::ShowModel,
+        Command::System(SystemAction::Show) => Effect::ShowSystem,
+        Command::System(SystemAction::Set(text)) => Effect::SetSystem(Some(text)),
+        Command::System(SystemAction::Off) => Effect::SetSystem(None),
+        Command::Clear => Effect::Clear,
+        Command::Help(None) => Effect::Show(help::overview()),
+        Command::Help(Some(entry)) => Effect::Show(help::details(entry)),
+        Command::Quit => return leave(situation),
+    }]
+}
+
+fn adapters(situation: &Situation, action: AdaptersAction) -> Effect {
+    match action {
+        AdaptersAction::List => Effect::ListAdapters,
+        AdaptersAction::Load { name, force } => Effect::LoadAdapter { name, force },
+        AdaptersAction::Unload if situation.active_adapter.is_none() => {
+            Effect::Show(render_training::switched(None, None))
+        }
+        AdaptersAction::Unload => Effect::UnloadAdapter,
+        AdaptersAction::Delete(name) => {
+            let active = situation.active_adapter.as_ref() == Some(&name);
+            let ask = active.then(|| format!("{} is the active adapter. Delete it?", render::plain(&name)));
+            Effect::DeleteAdapter { name, ask }
+        }
+        AdaptersAction::Rollback => Effect::RollbackAdapter,
+    }
+}
+
+fn train(situation: &Situation, action: TrainAction) -> Effect {
+    match (action, &situation.training) {
+        (TrainAction::Now, None) => Effect::StartTraining,
+        (TrainAction::Now, Some(_)) => Effect::Show(render_training::ALREADY_RUNNING.into()),
+        (TrainAction::Status, Some(progress)) => Effect::Show(render_training::progress(progress) + "\n"),
+        (TrainAction::Status, None) => Effect::ShowLastTraining,
+        (TrainAction::Cancel, Some(_)) => Effect::CancelTraining,
+        (TrainAction::Cancel, None) => Effect::Show(render_training::NOTHING_RUNS.into()),
+    }
+}
+
+/// Leaving, by command or by Ctrl-D.
+pub fn leave(situation: &Situation) -> Vec<Effect> {
+    match situation.training {
+        Some(_) => vec![Effect::Show(render_training::LEAVING.into()), Effect::Leave],
+        None => vec![Effect::Leave],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repl::render_training::Progress;
+
+    fn idle() -> Situation {
+        Situation::default()
+    }
+
+    fn training() -> Situation {
+        Situation { training: Some(Progress { epoch: 1, batch: 2, ..Progress::default() }), ..idle() }
+    }
+
+    fn shown(effects: &[Effect]) -> &str {
+        match effects {
+            [Effect::Show(text)] => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn prompts_are_asked_and_slips_are_not() {
+        assert_eq!(decide(&idle(), "hello"), [Effect::Ask("hello".into())]);
+        assert_eq!(decide(&idle(), "//good"), [Effect::Ask("/good".into())]);
+        assert_eq!(decide(&idle(), "  "), []);
+        assert!(shown(&decide(&idle(), "/god it")).contains("nearest is /good"));
+        assert!(shown(&decide(&idle(), "/rate 9")).contains("Usage: /rate"));
+    }
+
+    #[test]
+    fn ratings_keep_their_notes() {
+        let note = Some("Never use .unwrap() in production code".to_string());
+        let line = "/critical Never use .unwrap() in production code";
+        assert_eq!(decide(&idle(), line), [Effect::Rate { kind: Kind::Critical, note }]);
+        assert_eq!(decide(&idle(), "👎🏿"), [Effect::Rate { kind: Kind::ThumbsDown, note: None }]);
+        assert_eq!(decide(&idle(), "/correct So."), [Effect::Correct("So.".into())]);
+    }
+
+    #[test]
+    fn training_commands_depend_on_whether_one_runs() {
+        assert_eq!(decide(&idle(), "/train"), [Effect::StartTraining]);
+        assert_eq!(decide(&idle(), "/train status"), [Effect::ShowLastTraining]);
+        assert_eq!(shown(&decide(&idle(), "/train cancel")), render_training::NOTHING_RUNS);
+        assert_eq!(shown(&decide(&training(), "/train")), render_training::ALREADY_RUNNING);
+        assert!(shown(&decide(&training(), "/train status")).contains("epoch 1, batch 2"));
+        assert_eq!(decide(&training(), "/train cancel"), [Effect::CancelTraining]);
+    }
+
+    #[test]
+    fn leaving_during_a_training_says_what_becomes_of_it() {
+        assert_eq!(decide(&idle(), "/quit"), [Effect::Leave]);
+        let effects = decide(&training(), "/quit");
+        assert!(matches!(&effects[..], [Effect::Show(text), Effect::Leave] if text.contains("stay new")), "{effects:?}");
+    }
+
+    #[test]
+    fn only_deleting_the_active_adapter_asks() {
+        let situation = Situation { active_adapter: Some("a".into()), ..idle() };
+        let ask = |effects: Vec<Effect>| match effects.as_slice() {
+            [Effect::DeleteAdapter { ask, .. }] => ask.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert!(ask(decide(&situation, "/adapters delete a")).is_some_and(|q| q.contains("active")));
+        assert_eq!(ask(decide(&situation, "/adapters delete b")), None);
+        assert_eq!(decide(&situation, "/adapters unload"), [Effect::UnloadAdapter]);
+        assert!(shown(&decide(&idle(), "/adapters unload")).contains("No adapter"));
+    }
+
+    #[test]
+    fn system_prompts_are_shown_set_and_removed() {
+        assert_eq!(decide(&idle(), "/system"), [Effect::ShowSystem]);
+        assert_eq!(decide(&idle(), "/system Be brief."), [Effect::SetSystem(Some("Be brief.".into()))]);
+        assert_eq!(decide(&idle(), "/system off"), [Effect::SetSystem(None)]);
+    }
+}
