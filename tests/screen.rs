@@ -10,9 +10,9 @@ mod pty;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pty::{ALT_ENTER, CTRL_C, CTRL_D, ENTER, Terminal};
 use finch::repl::input::{Input, Line};
 use finch::repl::terminal::QuietKeys;
+use pty::{ALT_ENTER, CTRL_C, CTRL_D, ENTER, Terminal};
 
 /// Not a test of its own: a loop over lines, as the chat has it.
 #[test]

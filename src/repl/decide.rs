@@ -169,7 +169,10 @@ mod tests {
     fn leaving_during_a_training_says_what_becomes_of_it() {
         assert_eq!(decide(&idle(), "/quit"), [Effect::Leave]);
         let effects = decide(&training(), "/quit");
-        assert!(matches!(&effects[..], [Effect::Show(text), Effect::Leave] if text.contains("stay new")), "{effects:?}");
+        assert!(
+            matches!(&effects[..], [Effect::Show(text), Effect::Leave] if text.contains("stay new")),
+            "{effects:?}"
+        );
     }
 
     #[test]
