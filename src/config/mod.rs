@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::adapter::peft::LoraSettings;
 use crate::error::{Error, Result};
+use crate::feedback::FeedbackConfig;
 use crate::fsio;
 use crate::model::lora::Target;
 use crate::nearest::nearest;
@@ -61,6 +62,19 @@ pub struct FeedbackSection {
     pub threshold: usize,
     pub auto_train: bool,
     pub revise: Revise,
+}
+
+impl FeedbackSection {
+    /// The part that the rules of [`crate::feedback`] need.
+    pub fn rules(&self) -> FeedbackConfig {
+        FeedbackConfig {
+            critical_weight: self.critical_weight,
+            medium_weight: self.medium_weight,
+            good_weight: self.good_weight,
+            buffer_capacity: self.buffer_capacity,
+            threshold: self.threshold,
+        }
+    }
 }
 
 /// Whether a revision is made when a note is given.
