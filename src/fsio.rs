@@ -304,17 +304,32 @@ pub enum Attempt {
 impl Lock {
     /// Takes the lock of the file at `path` (made when missing) for `purpose`, such as "training", or says who has it.
     pub fn attempt(path: &Path, purpose: &str) -> Result<Attempt> {
-        let io = |e| failed("lock", path, e);
-        let mut file = private_options().read(true).create(true).truncate(false).open(path).map_err(io)?;
+        let mut file = Self::open(path)?;
         match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(Holder::read(&mut file))),
-            Err(TryLockError::Error(e)) => return Err(io(e)),
+            Ok(()) => Self::sign(file, path, purpose).map(Attempt::Acquired),
+            Err(TryLockError::WouldBlock) => Ok(Attempt::Held(Holder::read(&mut file))),
+            Err(TryLockError::Error(e)) => Err(failed("lock", path, e)),
         }
-        file.set_len(0).map_err(io)?;
-        file.rewind().map_err(io)?;
-        file.write_all(format!("{} {purpose}\n", std::process::id()).as_bytes()).map_err(io)?;
-        Ok(Attempt::Acquired(Lock { file }))
+    }
+
+    /// Waits for its turn: for changes that take moments only.
+    pub fn wait(path: &Path, purpose: &str) -> Result<Lock> {
+        let file = Self::open(path)?;
+        file.lock().map_err(|e| failed("lock", path, e))?;
+        Self::sign(file, path, purpose)
+    }
+
+    fn open(path: &Path) -> Result<File> {
+        let opened = private_options().read(true).create(true).truncate(false).open(path);
+        opened.map_err(|e| failed("lock", path, e))
+    }
+
+    /// Writes down who holds the lock.
+    fn sign(mut file: File, path: &Path, purpose: &str) -> Result<Lock> {
+        let text = format!("{} {purpose}\n", std::process::id());
+        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(text.as_bytes()));
+        written.map_err(|e| failed("lock", path, e))?;
+        Ok(Lock { file })
     }
 
     /// As [`Lock::attempt`]; a held lock is an error that names the process.

@@ -251,6 +251,21 @@ fn a_lock_holds_across_processes_and_dies_with_its_owner() {
 }
 
 #[test]
+fn a_waiting_lock_gets_its_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.lock");
+    let first = Lock::try_acquire(&path, "first").unwrap();
+    let (done, waiter) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| done.send(Lock::wait(&path, "second").map(drop)).unwrap());
+        let early = waiter.recv_timeout(std::time::Duration::from_millis(50));
+        assert!(early.is_err(), "the lock was given away twice");
+        drop(first);
+        waiter.recv_timeout(std::time::Duration::from_secs(20)).unwrap().unwrap();
+    });
+}
+
+#[test]
 fn reads_are_bounded_and_of_regular_files() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("f");

@@ -1,4 +1,7 @@
 //! Adapters: PEFT folders to LoRA tensors and back, where they came from, which there are, which one is live.
 
+pub mod active;
 pub mod peft;
 mod peft_config;
+pub mod provenance;
+pub mod registry;

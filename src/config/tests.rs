@@ -291,6 +291,10 @@ fn an_unknown_key_is_a_warning_that_names_the_nearest() {
         ("rank = 8", "config.toml:1: unknown key rank is ignored; did you mean lora.rank?"),
         ("temprature = 1", "config.toml:1: unknown key temprature is ignored; did you mean generation.temperature?"),
         (
+            "\"\\u001b[31mx\\ny\" = 1",
+            "config.toml:1: unknown key x y is ignored; the sections are model, generation, feedback, lora, lora.training, teacher",
+        ),
+        (
             "[teacher]\nxyzzy = 1",
             "config.toml:2: unknown key teacher.xyzzy is ignored; [teacher] has enabled, sampling_rate",
         ),
