@@ -69,6 +69,7 @@ fn every_key_has_the_designs_default() {
     assert_eq!(config(written), Config::default());
     assert_eq!(config(""), Config::default());
     assert_eq!(resolve(None, &[], &[]).unwrap(), (Config::default(), vec![]));
+    assert_eq!(Config::default().feedback.rules(), FeedbackConfig::default());
 }
 
 #[test]
