@@ -210,19 +210,6 @@ impl Default for TeacherSection {
     }
 }
 
-impl FeedbackSection {
-    /// The part that the rules of [`crate::feedback`] work by.
-    pub fn rules(&self) -> FeedbackConfig {
-        FeedbackConfig {
-            critical_weight: self.critical_weight,
-            medium_weight: self.medium_weight,
-            good_weight: self.good_weight,
-            buffer_capacity: self.buffer_capacity,
-            threshold: self.threshold,
-        }
-    }
-}
-
 impl LoraSection {
     /// What a new adapter is made with. Errors: the variant cannot be trained yet.
     pub fn settings(&self) -> Result<LoraSettings> {
