@@ -13,3 +13,4 @@ pub mod paths;
 pub mod repl;
 pub mod store;
 pub mod text;
+pub mod train;

@@ -36,6 +36,12 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Too small for one product to be worth sharing between threads; whole passes run side by side instead.
+    pub fn is_small(&self) -> bool {
+        let block: usize = Target::ALL.into_iter().map(|t| self.linear_shape(t)).map(|(i, o)| i * o).sum();
+        self.layers * block + self.vocab_size * self.hidden_size < 50_000_000
+    }
+
     /// `(in_features, out_features)` of one of the seven linear layers.
     pub fn linear_shape(&self, target: Target) -> (usize, usize) {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);

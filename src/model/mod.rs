@@ -7,6 +7,7 @@
 //! network can join it without a change above.
 
 pub mod builtin;
+pub mod candle;
 pub mod config;
 pub mod courtesy;
 pub mod digest;

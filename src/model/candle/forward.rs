@@ -1,0 +1,179 @@
+//! The forward pass of a Qwen block, shared by decoding and training.
+//!
+//! Tokens of all rows lie behind each other, `[tokens, hidden]`: nothing is padded. What differs between decoding (a KV
+//! cache) and training (each row for itself) is only who is attended to, and that is the caller's.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::ops;
+use super::weights::{Block, Weights};
+use crate::error::Result;
+use crate::model::config::ModelConfig;
+use crate::model::courtesy::Courtesy;
+use crate::model::lora::{LoraWeights, Target};
+
+/// A LoRA pair as tensors.
+pub(super) struct Pair {
+    /// `[rank, in]`
+    pub a: Tensor,
+    /// `[out, rank]`
+    pub b: Tensor,
+    pub scale: f64,
+}
+
+/// The pairs of an adapter, by layer and place in [`Target::ALL`].
+#[derive(Default)]
+pub(super) struct Pairs(Vec<[Option<Pair>; 7]>);
+
+impl Pairs {
+    /// Lays out what `make` gives for each module: its A and B.
+    pub fn gather(
+        layers: usize,
+        lora: &LoraWeights,
+        mut make: impl FnMut(usize) -> Result<(Tensor, Tensor)>,
+    ) -> Result<Pairs> {
+        let mut pairs: Vec<[Option<Pair>; 7]> = (0..layers).map(|_| Default::default()).collect();
+        for (i, module) in lora.modules.iter().enumerate() {
+            let (a, b) = make(i)?;
+            pairs[module.layer][module.target as usize] = Some(Pair { a, b, scale: f64::from(module.scale) });
+        }
+        Ok(Pairs(pairs))
+    }
+
+    fn get(&self, layer: usize, target: Target) -> Option<&Pair> {
+        self.0.get(layer).and_then(|l| l[target as usize].as_ref())
+    }
+}
+
+/// Draws the masks of `lora_dropout`, one number stream a forward.
+pub(super) struct Dropout {
+    pub probability: f32,
+    pub rng: std::cell::RefCell<rand::rngs::StdRng>,
+}
+
+impl Dropout {
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        use rand::RngExt;
+        let keep = 1.0 / (1.0 - self.probability);
+        let mut rng = self.rng.borrow_mut();
+        let mask: Vec<f32> =
+            (0..x.elem_count()).map(|_| if rng.random::<f32>() < self.probability { 0.0 } else { keep }).collect();
+        Ok((x * Tensor::from_vec(mask, x.shape(), x.device())?)?)
+    }
+}
+
+/// Rotary tables: cos and sin of every position, f32 `[positions, head_dim/2]`.
+///
+/// In half precision they would lose whole positions past 2,048.
+pub(super) struct Rope {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    pub fn new(config: &ModelConfig, positions: usize, device: &Device) -> Result<Rope> {
+        let half = config.head_dim / 2;
+        let angle = |p: usize, i: usize| p as f64 * config.rope_theta.powf(-(2.0 * i as f64) / config.head_dim as f64);
+        // transformers takes the inverse frequencies in f32; so do we, to agree at thousands of positions
+        let frequency: Vec<f32> = (0..half).map(|i| angle(1, i) as f32).collect();
+        let angles: Vec<f32> = (0..positions).flat_map(|p| frequency.iter().map(move |f| p as f32 * f)).collect();
+        let angles = Tensor::from_vec(angles, (positions, half), device)?;
+        Ok(Rope { cos: angles.cos()?, sin: angles.sin()? })
+    }
+
+    /// The rows of `positions`.
+    pub fn at(&self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
+        let index = Tensor::from_slice(positions, positions.len(), self.cos.device())?;
+        Ok((self.cos.index_select(&index, 0)?, self.sin.index_select(&index, 0)?))
+    }
+
+    pub fn positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+}
+
+/// What one forward runs over and with.
+pub(super) struct Forward<'a> {
+    pub config: &'a ModelConfig,
+    pub weights: &'a Weights,
+    pub pairs: Option<&'a Pairs>,
+    pub dropout: Option<Dropout>,
+    /// Rotary rows of the tokens.
+    pub cos: Tensor,
+    pub sin: Tensor,
+    pub courtesy: Option<&'a Courtesy>,
+}
+
+impl Forward<'_> {
+    /// Hidden states after the final norm, `[tokens, hidden]`.
+    ///
+    /// `attend(layer, q, k, v)` with q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` gives
+    /// `[tokens, heads · head_dim]`.
+    pub fn hidden(
+        &self,
+        ids: &[u32],
+        attend: &mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let index = Tensor::from_slice(ids, ids.len(), self.weights.embed.device())?;
+        let mut x = self.weights.embed.index_select(&index, 0)?;
+        for (layer, block) in self.weights.blocks.iter().enumerate() {
+            if let Some(courtesy) = self.courtesy {
+                courtesy.point()?;
+            }
+            let h = ops::rms_norm(&x, &block.input_norm, self.config.rms_norm_eps)?;
+            x = (x + self.attention(layer, block, &h, attend)?)?;
+            let h = ops::rms_norm(&x, &block.post_norm, self.config.rms_norm_eps)?;
+            x = (x + self.mlp(layer, block, &h)?)?;
+        }
+        Ok(ops::rms_norm(&x, &self.weights.norm, self.config.rms_norm_eps)?)
+    }
+
+    fn attention(
+        &self,
+        layer: usize,
+        block: &Block,
+        h: &Tensor,
+        attend: &mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (tokens, dim) = (h.dims()[0], self.config.head_dim);
+        let q = self.linear(layer, block, Target::Q, h)?.reshape((tokens, self.config.heads, dim))?;
+        let k = self.linear(layer, block, Target::K, h)?.reshape((tokens, self.config.kv_heads, dim))?;
+        let v = self.linear(layer, block, Target::V, h)?.reshape((tokens, self.config.kv_heads, dim))?;
+        let q = ops::rope(&self.head_norm(q, block.q_norm.as_ref())?, &self.cos, &self.sin)?;
+        let k = ops::rope(&self.head_norm(k, block.k_norm.as_ref())?, &self.cos, &self.sin)?;
+        let mixed = attend(layer, &q, &k, &v)?;
+        self.linear(layer, block, Target::O, &mixed)
+    }
+
+    fn head_norm(&self, x: Tensor, norm: Option<&Tensor>) -> Result<Tensor> {
+        match norm {
+            Some(weight) => Ok(ops::rms_norm(&x, weight, self.config.rms_norm_eps)?),
+            None => Ok(x),
+        }
+    }
+
+    fn mlp(&self, layer: usize, block: &Block, h: &Tensor) -> Result<Tensor> {
+        let gate = self.linear(layer, block, Target::Gate, h)?;
+        let up = self.linear(layer, block, Target::Up, h)?;
+        self.linear(layer, block, Target::Down, &ops::swiglu(&gate, &up)?)
+    }
+
+    /// W x + b + s · B(A(dropout(x))).
+    fn linear(&self, layer: usize, block: &Block, target: Target, x: &Tensor) -> Result<Tensor> {
+        let mut y = ops::linear(x, &block.linear[target as usize])?;
+        if let Some(bias) = &block.bias[target as usize] {
+            y = y.broadcast_add(bias)?;
+        }
+        if let Some(pair) = self.pairs.and_then(|p| p.get(layer, target)) {
+            let dropped = self.dropout.as_ref().map(|d| d.apply(x)).transpose()?;
+            let low = ops::linear(dropped.as_ref().unwrap_or(x), &pair.a)?;
+            y = (y + ops::linear(&low, &pair.b)?.affine(pair.scale, 0.0)?)?;
+        }
+        Ok(y)
+    }
+}
+
+/// `[tokens, kv_heads, head_dim]` → `[kv_heads, tokens, head_dim]`, as [`ops::attention`] takes keys and values.
+pub(super) fn by_head(x: &Tensor) -> Result<Tensor> {
+    Ok(x.transpose(0, 1)?.contiguous()?.to_dtype(DType::F32)?)
+}

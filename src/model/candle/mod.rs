@@ -1,0 +1,168 @@
+//! The candle network: Qwen2 and Qwen3 on any candle device, differentiable, and the oracle for faster ones.
+//!
+//! All arithmetic is f32, whatever the storage of the checkpoint.
+//!
+//! - `ops`: building blocks with gradients of their own
+//! - `weights`: which tensors there are
+//! - `forward`: the block, shared by the two users below
+//! - `decode`: a KV cache, one token after the other
+//! - `learn`: gradients of LoRA pairs, or of all weights
+//! - `head`: the output layer, in chunks
+
+mod decode;
+mod forward;
+mod head;
+mod learn;
+mod ops;
+#[cfg(test)]
+mod tests;
+pub mod weights;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{Device, Tensor};
+
+use super::config::ModelConfig;
+use super::courtesy::Courtesy;
+use super::lora::LoraWeights;
+use super::safetensors::Checkpoint;
+use super::{Decoder, Learner, Network};
+use crate::error::{Context, Error, Result};
+use decode::CandleDecoder;
+use forward::{Pairs, Rope};
+use learn::{CandleLearner, FullLearner};
+use weights::Weights;
+
+/// A Qwen network with its weights on a candle device.
+#[derive(Clone)]
+pub struct CandleNetwork {
+    shared: Arc<Shared>,
+}
+
+/// What every decoder and learner of a network shares.
+struct Shared {
+    config: ModelConfig,
+    weights: Weights,
+    device: Device,
+    rope: Mutex<Arc<Rope>>,
+    /// A pool of one thread for networks too small to be worth waking others for.
+    small: Option<rayon::ThreadPool>,
+}
+
+impl CandleNetwork {
+    /// Reads all tensors of the checkpoint onto `device`, as f32.
+    pub fn load(config: &ModelConfig, checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let weights = Weights::gather(config, &mut |name, shape| {
+            let values = checkpoint.tensor(name, shape)?;
+            Ok(Tensor::from_vec(values, shape, device)?)
+        })?;
+        Self::new(config.clone(), weights, device.clone())
+    }
+
+    /// A network over a flat vector of all its weights, laid out as [`weights::slots`] says.
+    pub fn from_params(config: &ModelConfig, params: &[f32], device: &Device) -> Result<Self> {
+        let slots = weights::slots(config)?;
+        let weights = Weights::gather(config, &mut |name, shape| {
+            let slot = slots.iter().find(|s| s.name == name);
+            let slot = slot.ok_or_else(|| Error::failure(format!("no place for the weight {name}")))?;
+            Ok(Tensor::from_slice(&params[slot.start..slot.start + slot.len()], shape, device)?)
+        })?;
+        Self::new(config.clone(), weights, device.clone())
+    }
+
+    fn new(config: ModelConfig, weights: Weights, device: Device) -> Result<Self> {
+        let rope = Mutex::new(Arc::new(Rope::new(&config, 256.min(config.context.max(1)), &device)?));
+        let small = if config.is_small() { Some(single_thread()?) } else { None };
+        Ok(CandleNetwork { shared: Arc::new(Shared { config, weights, device, rope, small }) })
+    }
+
+    /// A learner of *all* weights, for pretraining; parameters as [`weights::slots`] lays them out.
+    pub fn full_learner(config: &ModelConfig, device: &Device) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(FullLearner::new(config.clone(), device.clone())?))
+    }
+}
+
+/// candle's products run in the rayon pool that they are called from.
+fn single_thread() -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .map_err(|e| Error::failure(format!("cannot start a compute thread: {e}")))
+}
+
+impl Shared {
+    /// Rotary tables for at least `positions`; made larger rarely, shared by all.
+    fn rope(&self, positions: usize) -> Result<Arc<Rope>> {
+        let mut rope = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
+        if rope.positions() < positions {
+            *rope = Arc::new(Rope::new(&self.config, positions.next_power_of_two(), &self.device)?);
+        }
+        Ok(Arc::clone(&rope))
+    }
+
+    /// An id past the embedding is an error here, not an out-of-bounds read in a kernel.
+    fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        check_ids(&self.config, ids)
+    }
+
+    /// Runs `work` where its products belong: on one thread for a small network, on all for others.
+    fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        match &self.small {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
+fn check_ids(config: &ModelConfig, ids: &[u32]) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= config.vocab_size) {
+        Some(id) => Err(Error::failure(format!("token id {id} is outside the vocabulary of {}", config.vocab_size))),
+        None if ids.is_empty() => Err(Error::failure("no tokens were given to the network")),
+        None => Ok(()),
+    }
+}
+
+/// An adapter is used as it is or not at all.
+fn check_fit(config: &ModelConfig, lora: &LoraWeights) -> Result<()> {
+    for m in &lora.modules {
+        let name = m.peft_prefix();
+        if m.layer >= config.layers {
+            return Err(Error::failure(format!("{name}: the base has only {} layers", config.layers)));
+        }
+        let (inputs, outputs) = config.linear_shape(m.target);
+        if (m.in_features, m.out_features) != (inputs, outputs) {
+            return Err(Error::failure(format!(
+                "{name}: the adapter is made for {} → {}, the base has {inputs} → {outputs}",
+                m.in_features, m.out_features
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl Network for CandleNetwork {
+    fn config(&self) -> &ModelConfig {
+        &self.shared.config
+    }
+
+    fn decoder(&self, adapter: Option<&LoraWeights>) -> Result<Box<dyn Decoder>> {
+        let shared = &self.shared;
+        let pairs = adapter
+            .map(|lora| {
+                check_fit(&shared.config, lora).context("the adapter does not fit this base")?;
+                Pairs::gather(shared.config.layers, lora, |i| {
+                    let m = &lora.modules[i];
+                    let a = Tensor::from_slice(lora.a(m), (m.rank, m.in_features), &shared.device)?;
+                    let b = Tensor::from_slice(lora.b(m), (m.out_features, m.rank), &shared.device)?;
+                    Ok((a, b))
+                })
+            })
+            .transpose()?;
+        Ok(Box::new(CandleDecoder::new(Arc::clone(shared), pairs)?))
+    }
+
+    fn learner(&self, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> Result<Box<dyn Learner>> {
+        check_fit(&self.shared.config, layout).context("the adapter does not fit this base")?;
+        Ok(Box::new(CandleLearner::new(Arc::clone(&self.shared), layout, courtesy)?))
+    }
+}

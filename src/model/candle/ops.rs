@@ -1,0 +1,250 @@
+//! Differentiable building blocks for the candle network.
+//!
+//! candle's fused kernels (`rms_norm`, `softmax_last_dim`, `rope`) are fast but cut the gradient silently, and its matmul
+//! computes and keeps a gradient for frozen weights. Each block here takes its value from the fast kernel and brings a
+//! backward of its own, written with tensor operations, so that it works on any device.
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail};
+
+/// x · Wᵀ, for x `[tokens, in]` and W `[out, in]`.
+///
+/// A frozen W gets no gradient: half of a matmul's backward is saved and nothing is kept for it.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if weight.track_op() {
+        x.apply_op2(weight, TrainedLinear)
+    } else {
+        x.apply_op1(FrozenLinear { weight: weight.clone() })
+    }
+}
+
+/// (batch, m, n, k) of x · Wᵀ, the layout of Wᵀ, and the shape of the product.
+type Product = ((usize, usize, usize, usize), Layout, Shape);
+
+fn product(x: &Layout, weight: &Layout) -> Result<Product> {
+    let (tokens, inner) = x.shape().dims2()?;
+    let (out, k) = weight.shape().dims2()?;
+    if inner != k {
+        bail!("linear: {inner} values meet a weight made for {k}")
+    }
+    Ok(((1, tokens, out, k), weight.transpose(0, 1)?, Shape::from((tokens, out))))
+}
+
+/// x · Wᵀ with both gradients, that of W in W's own layout (a matmul's would have to be transposed).
+struct TrainedLinear;
+
+impl CustomOp2 for TrainedLinear {
+    fn name(&self) -> &'static str {
+        "trained-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (bmnk, w_t, shape) = product(lx, lw)?;
+        Ok((x.matmul(w, bmnk, lx, &w_t)?, shape))
+    }
+
+    fn cuda_fwd(&self, x: &CudaStorage, lx: &Layout, w: &CudaStorage, lw: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (bmnk, w_t, shape) = product(lx, lw)?;
+        Ok((x.matmul(w, bmnk, lx, &w_t)?, shape))
+    }
+
+    fn metal_fwd(&self, x: &MetalStorage, lx: &Layout, w: &MetalStorage, lw: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (bmnk, w_t, shape) = product(lx, lw)?;
+        Ok((x.matmul(w, bmnk, lx, &w_t)?, shape))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.matmul(w)?), Some(grad.t()?.matmul(x)?)))
+    }
+}
+
+struct FrozenLinear {
+    /// `[out, in]`
+    weight: Tensor,
+}
+
+impl CustomOp1 for FrozenLinear {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (weight, weight_layout) = self.weight.storage_and_layout();
+        let (bmnk, weight_t, shape) = product(layout, weight_layout)?;
+        match &*weight {
+            Storage::Cpu(w) => Ok((storage.matmul(w, bmnk, layout, &weight_t)?, shape)),
+            _ => bail!("linear: the weight is on another device than its input"),
+        }
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (weight, weight_layout) = self.weight.storage_and_layout();
+        let (bmnk, weight_t, shape) = product(layout, weight_layout)?;
+        match &*weight {
+            Storage::Cuda(w) => Ok((storage.matmul(w, bmnk, layout, &weight_t)?, shape)),
+            _ => bail!("linear: the weight is on another device than its input"),
+        }
+    }
+
+    fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (weight, weight_layout) = self.weight.storage_and_layout();
+        let (bmnk, weight_t, shape) = product(layout, weight_layout)?;
+        match &*weight {
+            Storage::Metal(w) => Ok((storage.matmul(w, bmnk, layout, &weight_t)?, shape)),
+            _ => bail!("linear: the weight is on another device than its input"),
+        }
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad.matmul(&self.weight)?))
+    }
+}
+
+/// A value that a fast kernel has computed already, put into the graph as a function of its input with this backward.
+struct Computed<F> {
+    name: &'static str,
+    value: Tensor,
+    backward: F,
+}
+
+fn computed<F>(x: &Tensor, name: &'static str, value: Tensor, backward: F) -> Result<Tensor>
+where
+    F: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
+{
+    if x.track_op() { x.apply_op1(Computed { name, value, backward }) } else { Ok(value) }
+}
+
+impl<F> CustomOp1 for Computed<F>
+where
+    F: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+{
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (storage, layout) = self.value.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
+            _ => bail!("{}: the value is on another device than its input", self.name),
+        }
+    }
+
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (storage, layout) = self.value.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
+            _ => bail!("{}: the value is on another device than its input", self.name),
+        }
+    }
+
+    fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (storage, layout) = self.value.storage_and_layout();
+        match &*storage {
+            Storage::Metal(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
+            _ => bail!("{}: the value is on another device than its input", self.name),
+        }
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        (self.backward)(x, y, grad).map(Some)
+    }
+}
+
+/// x / rms(x) · w over the last dimension; the sum of squares is taken in f32.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    if weight.track_op() {
+        return normalise(&x, eps)?.broadcast_mul(weight); // pretraining: the weight learns too
+    }
+    let value = candle_nn::ops::rms_norm(&x.detach(), weight, eps as f32)?;
+    let weight = weight.clone();
+    computed(&x, "rms-norm", value, move |x, _, grad| {
+        let gw = grad.broadcast_mul(&weight)?;
+        rms_backward(x, &gw, eps)
+    })
+}
+
+/// x / rms(x), differentiable.
+fn normalise(x: &Tensor, eps: f64) -> Result<Tensor> {
+    let value = x.detach().broadcast_mul(&inverse_rms(&x.detach(), eps)?)?;
+    computed(x, "normalise", value, move |x, _, grad| rms_backward(x, grad, eps))
+}
+
+/// 1 / √(mean(x²) + eps), `[…, 1]`.
+fn inverse_rms(x: &Tensor, eps: f64) -> Result<Tensor> {
+    let n = x.dim(D::Minus1)? as f64;
+    ((x.sqr()?.sum_keepdim(D::Minus1)? / n)? + eps)?.sqrt()?.recip()
+}
+
+/// With r = 1/rms: dx = r·g − x·r³/n·Σ(g·x).
+fn rms_backward(x: &Tensor, grad: &Tensor, eps: f64) -> Result<Tensor> {
+    let n = x.dim(D::Minus1)? as f64;
+    let r = inverse_rms(x, eps)?;
+    let along = ((grad * x)?.sum_keepdim(D::Minus1)? * r.powf(3.0)?)?.affine(1.0 / n, 0.0)?;
+    grad.broadcast_mul(&r)? - x.broadcast_mul(&along)?
+}
+
+/// Softmax over the last dimension.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    let value = candle_nn::ops::softmax_last_dim(&x.detach())?;
+    // dx = y·(g − Σ g·y)
+    computed(&x, "softmax", value, |_, y, grad| {
+        let inner = (grad * y)?.sum_keepdim(D::Minus1)?;
+        grad.broadcast_sub(&inner)? * y
+    })
+}
+
+/// Rotates each head of x `[tokens, heads, head_dim]` by its token's position; cos, sin are f32 `[tokens, head_dim/2]`.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let rotate = |x: &Tensor, cos: &Tensor, sin: &Tensor| -> Result<Tensor> {
+        let x = x.contiguous()?.unsqueeze(0)?;
+        candle_nn::rotary_emb::rope_thd(&x, cos, sin)?.squeeze(0)
+    };
+    let value = rotate(&x.detach(), cos, sin)?;
+    let (cos, back) = (cos.clone(), sin.neg()?);
+    computed(x, "rope", value, move |_, _, grad| rotate(grad, &cos, &back))
+}
+
+/// silu(gate) · up.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    let value = gate.detach().silu()?;
+    let activated = computed(gate, "silu", value, |x, y, grad| {
+        // silu' = σ + y·(1 − σ)
+        let sigma = candle_nn::ops::sigmoid(x)?;
+        let slope = (&sigma + (y * sigma.affine(-1.0, 1.0)?)?)?;
+        grad * slope
+    })?;
+    activated * up
+}
+
+/// Causal attention of `q` over `k`, `v`.
+///
+/// q `[new, heads, head_dim]`, k and v `[kv_heads, all, head_dim]`; the new tokens are the last of all. Each KV head serves
+/// heads / kv_heads query heads, without being copied for them. Returns `[new, heads · head_dim]`.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (new, heads, dim) = q.dims3()?;
+    let (kv_heads, all, _) = k.dims3()?;
+    let group = heads / kv_heads;
+    let scale = 1.0 / (dim as f64).sqrt();
+    let q = q.reshape((new, kv_heads, group, dim))?.permute((1, 2, 0, 3))?.contiguous()?;
+    let q = q.affine(scale, 0.0)?.reshape((kv_heads, group * new, dim))?;
+    let mut scores = q.matmul(&k.t()?)?;
+    if new > 1 {
+        let mask = causal_mask(new, all, q.device())?.to_dtype(scores.dtype())?;
+        scores = scores.reshape((kv_heads, group, new, all))?.broadcast_add(&mask)?;
+        scores = scores.reshape((kv_heads, group * new, all))?;
+    }
+    let mixed = softmax(&scores)?.matmul(v)?;
+    mixed.reshape((kv_heads, group, new, dim))?.permute((2, 0, 1, 3))?.contiguous()?.reshape((new, heads * dim))
+}
+
+/// 0 where row i (the token all − new + i) may look, −∞ after it; `[new, all]`.
+fn causal_mask(new: usize, all: usize, device: &candle_core::Device) -> Result<Tensor> {
+    let past = all - new;
+    let mask: Vec<f32> = (0..new)
+        .flat_map(|i| (0..all).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY }))
+        .collect();
+    Tensor::from_vec(mask, (new, all), device)?.to_dtype(DType::F32)
+}

@@ -1,0 +1,260 @@
+//! Gradients against finite differences, packing and caching against the plain way.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::{CandleNetwork, weights};
+use crate::model::config::{Family, ModelConfig};
+use crate::model::courtesy::Courtesy;
+use crate::model::lora::{LoraShape, LoraWeights, Target};
+use crate::model::{Learner, Network, PassOptions, Tokens};
+
+fn config(family: Family) -> ModelConfig {
+    ModelConfig {
+        family,
+        vocab_size: 37,
+        hidden_size: 24,
+        intermediate_size: 40,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 10,
+        context: 64,
+        rms_norm_eps: 1e-6,
+        rope_theta: 10_000.0,
+        attention_bias: family == Family::Qwen2,
+        tied_embeddings: family == Family::Qwen3,
+    }
+}
+
+fn numbers(n: usize, scale: f32, seed: u64) -> Vec<f32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    (0..n).map(|_| scale * (rng.random::<f32>() * 2.0 - 1.0)).collect()
+}
+
+fn params(config: &ModelConfig) -> Vec<f32> {
+    let slots = weights::slots(config).unwrap();
+    slots
+        .iter()
+        .enumerate()
+        .flat_map(|(i, s)| {
+            let centre = if s.name.contains("norm") { 1.0 } else { 0.0 };
+            let scale = if s.shape.len() == 1 { 0.3 } else { 1.5 / (s.shape[1] as f32).sqrt() };
+            numbers(s.len(), scale, i as u64).into_iter().map(move |v| v + centre)
+        })
+        .collect()
+}
+
+fn network(config: &ModelConfig) -> CandleNetwork {
+    CandleNetwork::from_params(config, &params(config), &Device::Cpu).unwrap()
+}
+
+fn adapter(config: &ModelConfig, targets: &[Target]) -> LoraWeights {
+    let shapes = (0..config.layers)
+        .flat_map(|layer| {
+            targets.iter().map(move |&target| {
+                let (in_features, out_features) = config.linear_shape(target);
+                LoraShape { layer, target, rank: 3, in_features, out_features, scale: 2.0 }
+            })
+        })
+        .collect();
+    let mut lora = LoraWeights::zeros(shapes);
+    lora.data = numbers(lora.data.len(), 0.3, 99);
+    lora
+}
+
+fn rows() -> Vec<Tokens> {
+    vec![Tokens::new(&[3, 14, 15, 9], &[26, 5, 35]), Tokens::new(&[8, 9], &[7, 9, 3, 2, 30])]
+}
+
+/// Σ over rows of cᵢ·log pᵢ + eᵢ·KLᵢ with arbitrary coefficients, and its gradient.
+fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f64, Vec<f32>) {
+    let rows: Vec<&Tokens> = rows.iter().collect();
+    let pass = learner.forward(&rows, PassOptions { kl, dropout: None }).unwrap();
+    let weigh = |lists: &[Vec<f32>], seed: u64| -> (f64, Vec<Vec<f32>>) {
+        let c: Vec<Vec<f32>> = lists.iter().enumerate().map(|(i, l)| numbers(l.len(), 1.0, seed + i as u64)).collect();
+        let sum = lists.iter().flatten().zip(c.iter().flatten()).map(|(v, c)| f64::from(*v) * f64::from(*c)).sum();
+        (sum, c)
+    };
+    let (a, d_logprobs) = weigh(pass.logprobs(), 5);
+    let (b, d_kl) = weigh(pass.kl(), 50);
+    let mut grads = vec![0.0; learner.len()];
+    pass.backward(&d_logprobs, kl.then_some(&d_kl), &mut grads).unwrap();
+    (a + b, grads)
+}
+
+/// Compares gradients with central differences along coordinates of every tensor and along random directions.
+fn check_gradients(learner: &mut dyn Learner, start: &[f32], places: &[usize], rows: &[Tokens], kl: bool) {
+    learner.load(start).unwrap();
+    let (_, grads) = objective(learner, rows, kl);
+    let mut along = |direction: &dyn Fn(usize) -> f32, step: f32| {
+        let mut value = |sign: f32| {
+            let moved: Vec<f32> = start.iter().enumerate().map(|(i, p)| p + sign * step * direction(i)).collect();
+            learner.load(&moved).unwrap();
+            objective(learner, rows, kl).0
+        };
+        (value(1.0) - value(-1.0)) / f64::from(2.0 * step)
+    };
+    for seed in 0..4 {
+        let d = numbers(start.len(), 1.0, 1000 + seed);
+        let slope = along(&|i| d[i], 1e-3);
+        let stated: f64 = grads.iter().zip(&d).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        let size = grads.iter().map(|g| f64::from(*g).abs()).sum::<f64>();
+        assert!((slope - stated).abs() < 2e-3 * size.max(1.0), "direction {seed}: {slope} but {stated} was stated");
+    }
+    for &place in places {
+        let slope = along(&|i| if i == place { 1.0 } else { 0.0 }, 1e-2);
+        let stated = f64::from(grads[place]);
+        assert!((slope - stated).abs() < 2e-2 * stated.abs().max(0.2), "value {place}: {slope} but {stated} was stated");
+    }
+}
+
+#[test]
+fn lora_gradients_are_the_slopes() {
+    for family in [Family::Qwen2, Family::Qwen3] {
+        let config = config(family);
+        let lora = adapter(&config, &Target::ALL);
+        let places: Vec<usize> = lora.modules.iter().flat_map(|m| [m.a.start + 1, m.b.start + 2]).collect();
+        let mut learner = network(&config).learner(&lora, Arc::new(Courtesy::default())).unwrap();
+        check_gradients(learner.as_mut(), &lora.data, &places, &rows(), false);
+        check_gradients(learner.as_mut(), &lora.data, &places[..4], &rows(), true);
+    }
+}
+
+#[test]
+fn gradients_of_all_weights_are_the_slopes() {
+    for family in [Family::Qwen2, Family::Qwen3] {
+        let config = config(family);
+        let places: Vec<usize> = weights::slots(&config).unwrap().iter().map(|s| s.start + s.len() / 2).collect();
+        let mut learner = CandleNetwork::full_learner(&config, &Device::Cpu).unwrap();
+        check_gradients(learner.as_mut(), &params(&config), &places, &rows(), false);
+    }
+}
+
+#[test]
+fn every_lora_parameter_gets_a_gradient() {
+    let config = config(Family::Qwen3);
+    let lora = adapter(&config, &Target::ALL);
+    let learner = network(&config).learner(&lora, Arc::new(Courtesy::default())).unwrap();
+    let (_, grads) = objective(learner.as_ref(), &rows(), false);
+    for m in &lora.modules {
+        for (half, range) in [("A", m.a.clone()), ("B", m.b.clone())] {
+            let moved = grads[range.clone()].iter().filter(|g| **g != 0.0).count();
+            assert!(moved * 2 > range.len(), "{} {half}: {moved} of {} values move", m.peft_prefix(), range.len());
+        }
+    }
+}
+
+#[test]
+fn packed_rows_are_as_rows_alone() {
+    for family in [Family::Qwen2, Family::Qwen3] {
+        let config = config(family);
+        let lora = adapter(&config, &[Target::Q, Target::V, Target::Down]);
+        let learner = network(&config).learner(&lora, Arc::new(Courtesy::default())).unwrap();
+        let rows = rows();
+        let options = PassOptions { kl: true, dropout: None };
+        let together = learner.forward(&rows.iter().collect::<Vec<_>>(), options).unwrap();
+        for (i, row) in rows.iter().enumerate() {
+            let alone = learner.forward(&[row], options).unwrap();
+            for (a, b) in together.logprobs()[i].iter().zip(&alone.logprobs()[0]) {
+                assert!((a - b).abs() < 1e-5, "{a} and {b}");
+            }
+            for (a, b) in together.kl()[i].iter().zip(&alone.kl()[0]) {
+                assert!((a - b).abs() < 1e-5, "{a} and {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_with_a_cache_agrees_with_training_forwards() {
+    let config = config(Family::Qwen2);
+    let lora = adapter(&config, &Target::ALL);
+    let network = network(&config);
+    let ids: Vec<u32> = (0..40).map(|i| (i * 7 % 37) as u32).collect();
+    let row = Tokens::new(&ids[..1], &ids[1..]);
+    let learner = network.learner(&lora, Arc::new(Courtesy::default())).unwrap();
+    let trained = learner.forward(&[&row], PassOptions::default()).unwrap().logprobs()[0].clone();
+    let scored = network.decoder(Some(&lora)).unwrap().score(&ids).unwrap();
+    let mut stepwise = network.decoder(Some(&lora)).unwrap();
+    for i in 1..ids.len() {
+        let logits = stepwise.forward(&ids[i - 1..i]).unwrap();
+        let max = logits.iter().cloned().fold(f32::MIN, f32::max);
+        let sum: f32 = logits.iter().map(|l| (l - max).exp()).sum();
+        let step = logits[ids[i] as usize] - max - sum.ln();
+        assert!((step - trained[i - 1]).abs() < 1e-4, "token {i}: {step} and {}", trained[i - 1]);
+        assert!((step - scored[i - 1]).abs() < 1e-4, "token {i}: {step} and {}", scored[i - 1]);
+    }
+}
+
+#[test]
+fn truncating_the_cache_forgets_what_came_after() {
+    let config = config(Family::Qwen3);
+    let network = network(&config);
+    let mut fresh = network.decoder(None).unwrap();
+    let expected = fresh.forward(&[1, 2, 3, 4]).unwrap();
+    let mut used = network.decoder(None).unwrap();
+    used.forward(&[1, 2, 30, 31, 32]).unwrap();
+    used.truncate(2);
+    assert_eq!(used.len(), 2);
+    let again = used.forward(&[3, 4]).unwrap();
+    for (a, b) in expected.iter().zip(&again) {
+        assert!((a - b).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn the_reference_is_the_base() {
+    let config = config(Family::Qwen3);
+    let lora = adapter(&config, &Target::ALL);
+    let network = network(&config);
+    let learner = network.learner(&lora, Arc::new(Courtesy::default())).unwrap();
+    let rows = rows();
+    let reference = learner.reference(&[&rows[0]]).unwrap();
+    let base = network.decoder(None).unwrap().score(&rows[0].ids).unwrap();
+    for (a, b) in reference[0].iter().zip(&base[3..]) {
+        assert!((a - b).abs() < 1e-5, "{a} and {b}");
+    }
+}
+
+#[test]
+fn dropout_follows_its_seed() {
+    let config = config(Family::Qwen3);
+    let lora = adapter(&config, &Target::ALL);
+    let learner = network(&config).learner(&lora, Arc::new(Courtesy::default())).unwrap();
+    let rows = rows();
+    let run = |seed| {
+        let options = PassOptions { kl: false, dropout: Some((0.5, seed)) };
+        learner.forward(&[&rows[0]], options).unwrap().logprobs()[0].clone()
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let config = config(Family::Qwen3);
+    let network = network(&config);
+    let bad = |layer, in_features| {
+        let shape = LoraShape { layer, target: Target::Up, rank: 2, in_features, out_features: 40, scale: 1.0 };
+        network.decoder(Some(&LoraWeights::zeros(vec![shape]))).err().unwrap().to_string()
+    };
+    assert!(bad(7, 24).contains("layers.7.mlp.up_proj"), "{}", bad(7, 24));
+    assert!(bad(0, 25).contains("25 → 40"), "{}", bad(0, 25));
+    let error = network.decoder(None).unwrap().forward(&[37]).unwrap_err().to_string();
+    assert!(error.contains("37"), "{error}");
+}
+
+#[test]
+fn a_cancelled_training_stops_at_the_next_layer() {
+    let config = config(Family::Qwen3);
+    let lora = adapter(&config, &Target::ALL);
+    let courtesy = Arc::new(Courtesy::default());
+    let learner = network(&config).learner(&lora, Arc::clone(&courtesy)).unwrap();
+    courtesy.cancel();
+    let error = learner.forward(&[&rows()[0]], PassOptions::default()).err().unwrap();
+    assert!(error.is_interrupted());
+}
