@@ -143,7 +143,10 @@ fn pretrain(args: &Args, config: &ModelConfig, chat: &Chat, corpus: &Corpus) -> 
             if report.right > best {
                 best = report.right;
                 artifacts::write_model(&slots, &rounded, &args.out.join("model.safetensors"))?;
-                std::fs::write(args.out.join("best.txt"), format!("{best}\nstep {}\n{}\n", state.step, report.summary()))?;
+                std::fs::write(
+                    args.out.join("best.txt"),
+                    format!("{best}\nstep {}\n{}\n", state.step, report.summary()),
+                )?;
             }
         }
     }

@@ -17,7 +17,8 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, TokenizerBuilder};
 use super::corpus::Corpus;
 
 /// How Qwen's tokenizers cut text before the merges.
-const QWEN_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN_SPLIT: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 pub const SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// Tokens of Qwen3's thinking blocks: whole, but not hidden.
 const THINKING: [&str; 2] = ["<think>", "</think>"];

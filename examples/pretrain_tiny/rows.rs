@@ -20,7 +20,8 @@ const SYSTEMS: &[&str] = &[
     "Help the user with the terminal.",
     "You are an expert programmer.",
 ];
-const OPENERS: &[&str] = &["hey, ", "hi, ", "ok so ", "so, ", "um, ", "please ", "quick question: ", "hello, ", "and ", "well, "];
+const OPENERS: &[&str] =
+    &["hey, ", "hi, ", "ok so ", "so, ", "um, ", "please ", "quick question: ", "hello, ", "and ", "well, "];
 const CLOSERS: &[&str] = &[" please", " thanks", "?", "??", "!", "...", " :)", " pls", " thx"];
 
 /// The ids that hold a chat together, ChatML as Qwen writes it.
@@ -79,8 +80,11 @@ pub struct Rows<'c> {
 
 impl<'c> Rows<'c> {
     pub fn new(corpus: &'c Corpus, chat: &'c Chat, seed: u64) -> Self {
-        let questions =
-            corpus.facts.iter().flat_map(|(id, f)| f.questions.iter().map(move |q| (id.as_str(), q.as_str()))).collect();
+        let questions = corpus
+            .facts
+            .iter()
+            .flat_map(|(id, f)| f.questions.iter().map(move |q| (id.as_str(), q.as_str())))
+            .collect();
         Rows { corpus, chat, seed, questions }
     }
 

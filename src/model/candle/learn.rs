@@ -111,13 +111,7 @@ struct Setting<'a> {
 }
 
 impl Setting<'_> {
-    fn hidden(
-        &self,
-        packed: &Packed,
-        rope: &Rope,
-        pairs: Option<&Pairs>,
-        dropout: Option<Dropout>,
-    ) -> Result<Tensor> {
+    fn hidden(&self, packed: &Packed, rope: &Rope, pairs: Option<&Pairs>, dropout: Option<Dropout>) -> Result<Tensor> {
         let (cos, sin) = rope.at(&packed.positions)?;
         let Setting { config, weights, courtesy } = *self;
         packed.run(&Forward { config, weights, pairs, dropout, cos, sin, courtesy })
@@ -315,7 +309,10 @@ impl Pass for CandlePass<'_> {
         // The gradient of Σ hidden·constant with respect to hidden is that constant.
         let store = (&self.hidden * &from_head.hidden)?.sum_all()?.backward()?;
         for place in self.places {
-            add(&store, place, grads)?;
+            let by_hand = self.head_start == Some(place.start) && store.get(place.var.as_tensor()).is_none();
+            if !by_hand {
+                add(&store, place, grads)?; // a tied output layer has a share in the graph too: the embedding's
+            }
         }
         if let (Some(start), Some(d_head)) = (self.head_start, from_head.head) {
             add_values(&d_head, &mut grads[start..])?;

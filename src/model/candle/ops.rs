@@ -5,7 +5,9 @@
 //! backward of its own, written with tensor operations, so that it works on any device.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
+};
 
 /// x · Wᵀ, for x `[tokens, in]` and W `[out, in]`.
 ///
@@ -243,8 +245,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 /// 0 where row i (the token all − new + i) may look, −∞ after it; `[new, all]`.
 fn causal_mask(new: usize, all: usize, device: &candle_core::Device) -> Result<Tensor> {
     let past = all - new;
-    let mask: Vec<f32> = (0..new)
-        .flat_map(|i| (0..all).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY }))
-        .collect();
+    let mask: Vec<f32> =
+        (0..new).flat_map(|i| (0..all).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY })).collect();
     Tensor::from_vec(mask, (new, all), device)?.to_dtype(DType::F32)
 }

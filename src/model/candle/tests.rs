@@ -108,7 +108,10 @@ fn check_gradients(learner: &mut dyn Learner, start: &[f32], places: &[usize], r
     for &place in places {
         let slope = along(&|i| if i == place { 1.0 } else { 0.0 }, 1e-2);
         let stated = f64::from(grads[place]);
-        assert!((slope - stated).abs() < 2e-2 * stated.abs().max(0.2), "value {place}: {slope} but {stated} was stated");
+        assert!(
+            (slope - stated).abs() < 2e-2 * stated.abs().max(0.2),
+            "value {place}: {slope} but {stated} was stated"
+        );
     }
 }
 

@@ -39,8 +39,11 @@ impl Weights {
         let embed = source("model.embed_tokens.weight", &[config.vocab_size, hidden])?;
         let blocks = (0..config.layers).map(|layer| block(config, layer, source)).collect::<Result<Vec<_>>>()?;
         let norm = source("model.norm.weight", &[hidden])?;
-        let head =
-            if config.tied_embeddings { embed.clone() } else { source("lm_head.weight", &[config.vocab_size, hidden])? };
+        let head = if config.tied_embeddings {
+            embed.clone()
+        } else {
+            source("lm_head.weight", &[config.vocab_size, hidden])?
+        };
         Ok(Weights { embed, blocks, norm, head })
     }
 }
