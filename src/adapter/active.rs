@@ -21,6 +21,21 @@ pub struct Active {
     pub live: Option<String>,
     /// What was live before; `None`: the base alone, or nothing ever was.
     pub previous: Option<String>,
+    /// Adapters of another base that the user wants on this one all the same; never more than the two above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forced: Vec<String>,
+}
+
+impl Active {
+    /// Whether the user asked for `name` on this base although it was trained on another one.
+    pub fn is_forced(&self, name: &str) -> bool {
+        self.forced.iter().any(|forced| forced == name)
+    }
+
+    fn forget_stale_force(&mut self) {
+        let Active { live, previous, forced } = self;
+        forced.retain(|name| live.as_ref() == Some(name) || previous.as_ref() == Some(name));
+    }
 }
 
 /// The state of the base with this digest. Errors name the file when it cannot be read.
@@ -29,9 +44,24 @@ pub fn read(paths: &Paths, base: &str) -> Result<Active> {
 }
 
 /// Makes an adapter live; the one that was becomes the previous. Errors: unknown or broken adapter.
+///
+/// Sessions use it only if it was trained on this base; see [`activate_forced`].
 pub fn activate(paths: &Paths, base: &str, name: &str) -> Result<Active> {
+    make_live(paths, base, name, false)
+}
+
+/// As [`activate`], for an adapter of another base whose shapes fit: the user named it and asked for it all the same.
+pub fn activate_forced(paths: &Paths, base: &str, name: &str) -> Result<Active> {
+    make_live(paths, base, name, true)
+}
+
+fn make_live(paths: &Paths, base: &str, name: &str, force: bool) -> Result<Active> {
     change(paths, base, |active| {
         Registry::new(paths.clone()).find_sound(name)?;
+        active.forced.retain(|forced| forced != name);
+        if force {
+            active.forced.push(name.to_string());
+        }
         if active.live.as_deref() != Some(name) {
             active.previous = active.live.replace(name.to_string());
         }
@@ -85,6 +115,7 @@ pub(super) fn forget(paths: &Paths, name: &str, remove: impl FnOnce() -> Result<
                 *slot = None;
             }
         }
+        active.forget_stale_force();
         replace(&place(paths, &base)?, &before, &active)?;
     }
     remove()
@@ -128,6 +159,7 @@ fn change(paths: &Paths, base: &str, edit: impl FnOnce(&mut Active) -> Result<()
     let before = read_file(&path)?;
     let mut active = before.clone();
     edit(&mut active)?;
+    active.forget_stale_force();
     replace(&path, &before, &active)?;
     Ok(active)
 }
@@ -159,7 +191,7 @@ mod tests {
     const BASE: &str = "ab12";
 
     fn state(live: Option<&str>, previous: Option<&str>) -> Active {
-        Active { live: live.map(String::from), previous: previous.map(String::from) }
+        Active { live: live.map(String::from), previous: previous.map(String::from), forced: Vec::new() }
     }
 
     #[test]
@@ -180,6 +212,23 @@ mod tests {
         assert_eq!(rollback(&paths, BASE).unwrap(), state(None, Some("b")), "before it there was the base");
         assert_eq!(read(&paths, BASE).unwrap(), state(None, Some("b")));
         assert_eq!(read(&paths, "cd34").unwrap(), Active::default(), "another base has its own");
+    }
+
+    #[test]
+    fn force_goes_with_the_adapter_it_was_said_of() {
+        let (_dir, paths) = home();
+        save(&paths, "a");
+        save(&paths, "b");
+        assert!(activate_forced(&paths, BASE, "a").unwrap().is_forced("a"));
+        let both = activate(&paths, BASE, "b").unwrap();
+        assert!(both.is_forced("a") && !both.is_forced("b"));
+        assert!(rollback(&paths, BASE).unwrap().is_forced("a"));
+        assert!(!activate(&paths, BASE, "a").unwrap().is_forced("a"), "the last word counts");
+        activate_forced(&paths, BASE, "a").unwrap();
+        deactivate(&paths, BASE).unwrap();
+        activate(&paths, BASE, "b").unwrap();
+        save(&paths, "c");
+        assert_eq!(activate(&paths, BASE, "c").unwrap().forced, [""; 0], "forgotten with the adapter");
     }
 
     #[test]
