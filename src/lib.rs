@@ -11,6 +11,7 @@ pub mod model;
 pub mod nearest;
 pub mod paths;
 pub mod repl;
+pub mod session;
 pub mod store;
 pub mod text;
 pub mod train;
