@@ -9,7 +9,9 @@ use common::reference;
 use finch::model::config::{Family, ModelConfig};
 use finch::model::digest::DigestCache;
 use finch::model::generation::GenerationConfig;
+use finch::model::load::{Model, ModelSource};
 use finch::model::lora::Target;
+use finch::model::message::Message;
 use finch::model::safetensors::Checkpoint;
 use finch::model::tokenizer::Tokenizer;
 
@@ -49,4 +51,19 @@ fn reads_what_transformers_writes() {
         seen.push(name);
     }
     assert!(seen.len() >= 4, "{seen:?}");
+}
+
+#[test]
+fn whole_folders_load() {
+    let Some(golden) = reference("golden/models") else { return };
+    for name in ["qwen2-untied-sharded-f32", "qwen3-tied-bf16"] {
+        let source = ModelSource::resolve(golden.join(name).to_str().unwrap()).unwrap();
+        let model = Model::load(&source, &DigestCache::none()).unwrap();
+        assert_eq!((model.name.as_str(), model.builtin), (name, false));
+        assert_eq!(model.network.config().vocab_size, 608);
+        assert_eq!(model.base, Checkpoint::open(&golden.join(name)).unwrap().digest().unwrap());
+        let ids = model.template.encode(&model.tokenizer, &[Message::user("never")], true, None).unwrap();
+        let logits = model.network.decoder(None).unwrap().forward(&ids).unwrap();
+        assert_eq!(logits.len(), 608);
+    }
 }

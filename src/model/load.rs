@@ -9,6 +9,7 @@ use candle_core::Device;
 
 use super::Network;
 use super::builtin;
+use super::candle::CandleNetwork;
 use super::config::ModelConfig;
 use super::digest::DigestCache;
 use super::generation::GenerationConfig;
@@ -136,7 +137,7 @@ impl Base {
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
         let config = ModelConfig::from_json(&source.needed("config.json", MAX_SETTINGS)?)?;
         let checkpoint = source.checkpoint()?;
-        let network = network(&config, &checkpoint)?;
+        let network = Arc::new(CandleNetwork::load(&config, &checkpoint, &device())?);
         Ok(Base {
             name: source.name(),
             digest: digests.digest(&checkpoint)?,
@@ -194,11 +195,6 @@ fn chat_files(source: &ModelSource) -> Result<(Tokenizer, ChatTemplate, Generati
     let generation = source.file("generation_config.json", MAX_SETTINGS)?;
     let generation = GenerationConfig::read(generation.as_deref(), &config_json, &tokenizer, config.vocab_size)?;
     Ok((tokenizer, template, generation))
-}
-
-fn network(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Arc<dyn Network>> {
-    let _ = (config, checkpoint, device());
-    Err(Error::failure("this build has no network"))
 }
 
 /// A GPU where this build and machine have one, else the CPU.
