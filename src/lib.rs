@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod engine;
 pub mod error;

@@ -5,3 +5,4 @@ pub mod peft;
 mod peft_config;
 pub mod provenance;
 pub mod registry;
+pub mod switch;

@@ -55,6 +55,18 @@ pub struct Model {
     pub builtin: bool,
 }
 
+/// What a model is, told from its files without loading its weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    pub config: ModelConfig,
+    /// Numbers in all its tensors.
+    pub parameters: u64,
+    /// The types that its tensors are stored in, sorted.
+    pub types: Vec<String>,
+    /// SHA-256 of the weights, in hex.
+    pub digest: String,
+}
+
 impl ModelSource {
     /// Finds out what `name` means: `auto`, `builtin` or a folder.
     ///
@@ -89,6 +101,28 @@ impl ModelSource {
             ModelSource::Builtin => builtin::NAME.to_string(),
             ModelSource::Folder(folder) => folder_name(folder),
         }
+    }
+
+    /// The shape of the network. Errors as those of [`Model::load`].
+    pub fn config(&self) -> Result<ModelConfig> {
+        let read = || ModelConfig::from_json(&self.needed("config.json", MAX_SETTINGS)?);
+        read().with_context(|| self.place())
+    }
+
+    /// See [`Facts`]. Errors as those of [`Model::load`], as far as the files' heads show them.
+    pub fn facts(&self, digests: &DigestCache) -> Result<Facts> {
+        let config = self.config()?;
+        let read = || -> Result<Facts> {
+            let checkpoint = self.checkpoint()?;
+            let size = |name| checkpoint.shape(name).map_or(0, |shape| shape.iter().map(|n| *n as u64).product());
+            let parameters = checkpoint.names().map(size).sum();
+            let mut types: Vec<String> =
+                checkpoint.names().filter_map(|name| Some(format!("{:?}", checkpoint.dtype(name)?))).collect();
+            types.sort();
+            types.dedup();
+            Ok(Facts { config, parameters, types, digest: digests.digest(&checkpoint)? })
+        };
+        read().with_context(|| self.place())
     }
 
     /// A file of the model; None where it has none.

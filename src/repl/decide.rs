@@ -91,7 +91,7 @@ fn adapters(situation: &Situation, action: AdaptersAction) -> Effect {
         AdaptersAction::Unload => Effect::UnloadAdapter,
         AdaptersAction::Delete(name) => {
             let active = situation.active_adapter.as_ref() == Some(&name);
-            let ask = active.then(|| format!("{} is the active adapter. Delete it?", render::plain(&name)));
+            let ask = active.then(|| render_training::delete_question(&name));
             Effect::DeleteAdapter { name, ask }
         }
         AdaptersAction::Rollback => Effect::RollbackAdapter,

@@ -55,6 +55,17 @@ pub const COMMANDS: [Entry; 18] = [
     entry("/quit", "", "leave (Ctrl-D does too)", &[]),
 ];
 
+/// The one line of help at the first start.
+pub const FIRST_RUN: &str =
+    "Ask something; then rate the answer (/good, /critical NOTE) or better it (/correct TEXT). /help lists all.\n";
+/// Ctrl-C with nothing to stop.
+pub const HOW_TO_LEAVE: &str = "Ctrl-D or /quit leaves finch.\n";
+
+/// The line at every other start.
+pub fn banner() -> String {
+    format!("finch {}; /help lists the commands.\n", env!("CARGO_PKG_VERSION"))
+}
+
 /// Other first words that mean a command.
 const ALIASES: [(&str, &str); 2] = [("/exit", "/quit"), ("/?", "/help")];
 

@@ -156,6 +156,16 @@ pub fn switched(from: Option<&str>, to: Option<&str>) -> String {
     }
 }
 
+/// Asked before the active adapter is deleted.
+pub fn delete_question(name: &str) -> String {
+    format!("{} is the active adapter. Delete it?", plain(name))
+}
+
+pub fn deleted(name: &str, was_live: bool) -> String {
+    let base = if was_live { "; the base answers from here on" } else { "" };
+    format!("Adapter {} is deleted{base}.\n", plain(name))
+}
+
 /// One row of the table of adapters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterRow {

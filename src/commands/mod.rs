@@ -1,0 +1,66 @@
+//! The subcommands: each file carries one out. Results go to standard output, everything else to standard error.
+
+mod adapters;
+mod chat;
+mod config;
+mod feedback;
+mod ground;
+mod models;
+mod stats;
+
+use std::io::{ErrorKind, Write};
+
+use crate::cli::{Command, Invocation};
+use crate::error::{Error, Result};
+use ground::Ground;
+
+/// Carries out what finch was started for.
+pub fn run(invocation: Invocation) -> Result<()> {
+    match invocation {
+        Invocation::Help(text) => print(&text),
+        Invocation::Chat { prompt, model, args } => {
+            let mut overrides = args.overrides();
+            overrides.extend(model.map(|name| ("model.name", name)));
+            chat::run(Ground::open(&overrides)?, prompt, *args)
+        }
+        Invocation::Command { command, model } => {
+            let overrides: Vec<_> = model.map(|name| ("model.name", name)).into_iter().collect();
+            match command {
+                Command::Config(command) => config::run(command),
+                Command::Stats => stats::run(&Ground::open(&overrides)?),
+                Command::Feedback(command) => feedback::run(&Ground::open(&overrides)?, command),
+                Command::Models(command) => models::run(&Ground::open(&overrides)?, command),
+                Command::Adapters(command) => adapters::run(&Ground::open(&overrides)?, command),
+                Command::Train(_) | Command::Score(_) => Err(Error::failure("this command is not built in yet")),
+            }
+        }
+    }
+}
+
+/// Writes a result to standard output. A reader that has seen enough (`| head`) is no fault.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::from(error).context("standard output")),
+        _ => Ok(()),
+    }
+}
+
+/// Stands in for the training until it is there.
+struct NoTraining;
+
+impl crate::repl::Trainer for NoTraining {
+    fn progress(&self) -> Option<crate::repl::render_training::Progress> {
+        None
+    }
+
+    fn start(&self) -> Result<()> {
+        Err(Error::failure("training is not built in yet"))
+    }
+
+    fn consider(&self) {}
+
+    fn cancel(&self) {}
+
+    fn stop(&self) {}
+}

@@ -1,0 +1,119 @@
+//! From what the lower rooms give to what the screen shows.
+
+use super::render::{About, BufferFigures, BufferView, ExampleRow, Recorded, Undone, WaitingRow};
+use super::render_stats::local_time;
+use super::render_stats::question;
+use super::render_training::{AdapterRow, AdapterState, LastRun};
+use crate::adapter::active;
+use crate::adapter::registry::{Entry, Registry, State};
+use crate::config::FeedbackSection;
+use crate::error::Result;
+use crate::feedback::{Interaction, Verdict};
+use crate::paths::Paths;
+use crate::session;
+use crate::session::{Acknowledgement, BufferCounts};
+use crate::store::{Run, Store, TrainingSet};
+
+pub fn about(interaction: &Interaction) -> About {
+    About { prompt: question(&interaction.messages).to_string(), response: interaction.response.clone() }
+}
+
+pub fn counts(c: &BufferCounts) -> BufferFigures {
+    BufferFigures { examples: c.examples, weight: c.weighted, waiting: c.waiting }
+}
+
+pub fn figures(set: &TrainingSet) -> BufferFigures {
+    BufferFigures { examples: set.buffer.len(), weight: set.buffer.total_weight(), waiting: set.waiting.len() }
+}
+
+pub fn recorded(given: &Acknowledgement) -> Recorded {
+    let replaced = given.replaced.iter().rev().find(|f| f.kind.is_explicit()).map(|f| f.kind);
+    let unused = match &given.verdict {
+        Some(Verdict::Nothing(unused)) => Some(unused.reason.to_string()),
+        _ => None,
+    };
+    Recorded {
+        kind: given.feedback.kind,
+        weight: given.feedback.weight,
+        buffer: counts(&given.buffer),
+        replaced,
+        earlier: given.earlier_session.then(|| about(&given.interaction)),
+        unused,
+    }
+}
+
+pub fn undone(u: &session::Undone) -> Undone {
+    Undone { kind: u.feedback.kind, about: about(&u.interaction), buffer: counts(&u.buffer) }
+}
+
+/// The buffer for training on `base`.
+pub fn buffer(store: &Store, base: &str, settings: &FeedbackSection) -> Result<BufferView> {
+    let set = store.training_set(base, settings.buffer_capacity)?;
+    let consumed = store.consumed(base)?;
+    let probabilities = set.buffer.probabilities();
+    let examples = set.buffer.examples().iter().zip(probabilities).map(|(example, share)| ExampleRow {
+        weight: example.weight,
+        share,
+        new: consumed.is_new(example),
+        prompt: question(&example.messages).to_string(),
+        completion: example.completion.clone(),
+    });
+    let mut waiting = Vec::new();
+    for bad in &set.waiting {
+        let prompt = store.interaction(bad.interaction)?.map(|i| question(&i.messages).to_string());
+        waiting.push(WaitingRow {
+            kind: bad.feedback.kind,
+            prompt: prompt.unwrap_or_default(),
+            note: bad.feedback.note.clone(),
+        });
+    }
+    Ok(BufferView {
+        figures: figures(&set),
+        capacity: settings.buffer_capacity,
+        new: set.new,
+        threshold: settings.threshold,
+        auto_train: settings.auto_train,
+        examples: examples.collect(),
+        waiting,
+    })
+}
+
+pub fn last_run(run: &Run) -> LastRun {
+    let result = run.result.as_ref();
+    LastRun {
+        time: local_time(run.finished.unwrap_or(run.started)),
+        outcome: result.map_or("running, or ended with its process", |r| r.outcome.name()).to_string(),
+        loss: result.and_then(|r| r.loss_before.zip(r.loss_after)),
+        adapter: result.and_then(|r| r.adapter.clone()),
+    }
+}
+
+/// All adapters, oldest first, with what is live on any base.
+pub fn adapters(paths: &Paths) -> Result<Vec<AdapterRow>> {
+    Registry::new(paths.clone()).list().iter().map(|entry| adapter(paths, entry)).collect()
+}
+
+fn adapter(paths: &Paths, entry: &Entry) -> Result<AdapterRow> {
+    let made = entry.provenance.as_ref();
+    let previous = match made {
+        Some(made) => active::read(paths, &made.base)?.previous.as_ref() == Some(&entry.name),
+        None => false,
+    };
+    let refused = made.and_then(|m| m.gate.as_ref()).is_some_and(|gate| !gate.passed);
+    let state = match &entry.state {
+        State::Broken(reason) => AdapterState::Broken(reason.clone()),
+        State::Ok if !active::bases_of(paths, &entry.name)?.is_empty() => AdapterState::Live,
+        State::Ok if previous => AdapterState::Previous,
+        State::Ok => AdapterState::Kept(refused.then(|| "refused by the gate".to_string())),
+    };
+    Ok(AdapterRow {
+        name: entry.name.clone(),
+        time: entry.created.map(local_time).unwrap_or_default(),
+        base: made.map(|m| m.base.clone()).unwrap_or_default(),
+        rank: entry.rank,
+        examples: made.map(|m| m.examples),
+        loss: made.and_then(|m| m.loss_before.zip(m.loss_after)),
+        bytes: entry.bytes,
+        state,
+    })
+}
