@@ -4,10 +4,17 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use candle_core::Device;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::mock::{Call, MockNetwork};
 use super::*;
 use crate::error::Error;
+use crate::model::candle::CandleNetwork;
+use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
+use crate::model::lora::{LoraShape, Target};
 
 const VOCAB: usize = 97;
 const STOP: u32 = 96;
@@ -359,4 +366,53 @@ fn the_same_seed_samples_the_same_tokens() {
     };
     assert_eq!(sampled(1), sampled(1));
     assert_ne!(sampled(1), sampled(2));
+}
+
+/// A small Qwen3 with random weights.
+fn real_network() -> Arc<dyn Network> {
+    let config = ModelConfig {
+        vocab_size: VOCAB,
+        hidden_size: 16,
+        intermediate_size: 24,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+        ..mock().config().clone()
+    };
+    let mut rng = StdRng::seed_from_u64(5);
+    let values = CandleNetwork::full_learner(&config, &Device::Cpu).unwrap().len();
+    let params: Vec<f32> = (0..values).map(|_| rng.random::<f32>() - 0.5).collect();
+    Arc::new(CandleNetwork::from_params(&config, &params, &Device::Cpu).unwrap())
+}
+
+#[test]
+fn over_a_real_network_a_reused_cache_gives_what_a_fresh_one_gives() {
+    let network = real_network();
+    let shape = LoraShape { layer: 1, target: Target::V, rank: 2, in_features: 16, out_features: 8, scale: 1.0 };
+    let mut weights = LoraWeights::zeros(vec![shape]);
+    weights.data.iter_mut().enumerate().for_each(|(i, v)| *v = (i % 7) as f32 / 3.0 - 1.0);
+    let adapter = Arc::new(EngineAdapter { name: "lora".into(), digest: "d".into(), weights });
+    let long = Engine::start(Arc::clone(&network)).unwrap();
+
+    let mut history: Vec<u32> = (0..100).map(|i| i * 7 % STOP).collect();
+    let (mut reused, mut differed) = (Vec::new(), false);
+    for turn in 0..6 {
+        history.extend([turn, 3, turn * 5]);
+        let adapter = (turn % 3 == 1).then(|| Arc::clone(&adapter));
+        let asked = |engine: &Engine, adapter| ask(engine, Request { adapter, ..request(&history, 20) });
+        let here = asked(&long, adapter.clone());
+        let fresh = asked(&Engine::start(Arc::clone(&network)).unwrap(), adapter.clone());
+        assert_eq!(tokens(&here), tokens(&fresh), "turn {turn}");
+        if adapter.is_some() {
+            let alone = asked(&Engine::start(Arc::clone(&network)).unwrap(), None);
+            differed |= tokens(&here) != tokens(&alone);
+        }
+        reused.push(finished(&here).reused_tokens);
+        history.extend(tokens(&here));
+        history[90 + turn as usize] += 1; // the next turn differs from here on
+    }
+    assert!(differed, "the adapter must matter for this to mean anything");
+    // Up to the first change since the same adapter's turn before; turns 1 and 4 ran with the adapter.
+    assert_eq!(reused, [0, 0, 90, 92, 91, 93]);
 }

@@ -20,7 +20,8 @@ pub(super) fn encode(model: &Model, messages: &[Message], thinking: Option<bool>
 }
 
 /// How a model is asked unless the user says otherwise: where its template can switch thinking, without. Answers come
-/// at once, and what training reinforces is exactly what stood on the screen.
-pub(super) fn default_thinking(model: &Model) -> Option<bool> {
+/// at once, and what training reinforces is exactly what stood on the screen. The built-in model was trained on prompts
+/// without the mark that this leaves.
+pub fn default_thinking(model: &Model) -> Option<bool> {
     (!model.builtin && model.template.has_thinking()).then_some(false)
 }
