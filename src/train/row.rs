@@ -1,6 +1,7 @@
 //! What a training learns from, and each row's loss as a pure function of its token log-probabilities.
 
-use crate::model::Tokens;
+use crate::error::Result;
+use crate::model::{Learner, Tokens};
 
 /// One row of a step.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,53 @@ pub enum Goal {
     Imitate(Tokens),
     /// Stay with the base on these tokens: the token mean of KL(base ‖ adapted).
     Stay(Tokens),
+    /// Prefer one completion to another (DPO, Rafailov et al. 2023; DPOP, Pal et al. 2024).
+    Prefer(Prefer),
+    /// Move towards a good completion or away from a bad one (apo_zero_unpaired, D'Oosterlinck et al. 2024, as in TRL).
+    Judge(Judge),
+}
+
+/// −log σ(β·(d − λ·max(0, lp_ref(chosen) − lp(chosen)))) + s·SFT(chosen), with
+/// d = (lp − lp_ref)(chosen) − (lp − lp_ref)(rejected) and lp the sum over the completion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prefer {
+    pub chosen: Tokens,
+    pub rejected: Tokens,
+    pub beta: f64,
+    /// λ of DPOP; 0 is plain DPO.
+    pub dpop: f64,
+    /// s, the share of the chosen side's own likelihood; 0 is plain DPO.
+    pub sft: f64,
+    /// lp_ref of chosen and rejected; see [`fill_references`].
+    pub reference: Option<[f64; 2]>,
+}
+
+/// Good: 1 − σ(β·r), bad: σ(β·r), with r = lp − lp_ref.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judge {
+    pub tokens: Tokens,
+    pub good: bool,
+    pub beta: f64,
+    /// lp_ref; see [`fill_references`].
+    pub reference: Option<f64>,
+}
+
+/// Computes the reference log-probabilities (adapter off) of the rows that need them, once for a whole training.
+pub fn fill_references(rows: &mut [Row], learner: &dyn Learner) -> Result<()> {
+    let sum = |lists: &[Vec<f32>]| -> Vec<f64> { lists.iter().map(|l| total(l)).collect() };
+    for row in rows {
+        match &mut row.goal {
+            Goal::Prefer(p) if p.reference.is_none() => {
+                let lp = sum(&learner.reference(&[&p.chosen, &p.rejected])?);
+                p.reference = Some([lp[0], lp[1]]);
+            }
+            Goal::Judge(j) if j.reference.is_none() => {
+                j.reference = sum(&learner.reference(&[&j.tokens])?).first().copied();
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A row's loss and how it depends on what the network gave.
@@ -42,6 +90,8 @@ impl Row {
     pub fn sequences(&self) -> Vec<&Tokens> {
         match &self.goal {
             Goal::Imitate(tokens) | Goal::Stay(tokens) => vec![tokens],
+            Goal::Prefer(p) => vec![&p.chosen, &p.rejected],
+            Goal::Judge(j) => vec![&j.tokens],
         }
     }
 
@@ -58,7 +108,8 @@ impl Row {
         self.len() == 0
     }
 
-    /// `logprobs` and `kl`: one list a sequence, one value a target token.
+    /// `logprobs` and `kl`: one list a sequence, one value a target token. A missing reference gives NaN, which stops the
+    /// training: it is never taken for zero.
     pub fn loss(&self, logprobs: &[Vec<f32>], kl: &[Vec<f32>]) -> Loss {
         let zeros = |lists: &[Vec<f32>]| lists.iter().map(|l| vec![0.0; l.len()]).collect::<Vec<_>>();
         match &self.goal {
@@ -78,12 +129,53 @@ impl Row {
                     d_kl: vec![vec![(1.0 / n) as f32; kl[0].len()]],
                 }
             }
+            Goal::Prefer(p) => {
+                let [ref_chosen, ref_rejected] = p.reference.unwrap_or([f64::NAN; 2]);
+                let lp_chosen = total(&logprobs[0]);
+                let shortfall = (ref_chosen - lp_chosen).max(0.0);
+                let d = (lp_chosen - ref_chosen) - (total(&logprobs[1]) - ref_rejected);
+                let margin = p.beta * (d - p.dpop * shortfall);
+                // d/dm of −log σ(m) is −σ(−m)
+                let slope = -sigmoid(-margin) * p.beta;
+                let n = logprobs[0].len() as f64;
+                let for_chosen = slope * (1.0 + if shortfall > 0.0 { p.dpop } else { 0.0 }) - p.sft / n;
+                Loss {
+                    value: softplus(-margin) - p.sft * mean(&logprobs[0]),
+                    d_logprobs: vec![
+                        vec![for_chosen as f32; logprobs[0].len()],
+                        vec![-slope as f32; logprobs[1].len()],
+                    ],
+                    d_kl: zeros(kl),
+                }
+            }
+            Goal::Judge(j) => {
+                let s = sigmoid(j.beta * (total(&logprobs[0]) - j.reference.unwrap_or(f64::NAN)));
+                let sign = if j.good { -1.0 } else { 1.0 };
+                Loss {
+                    value: if j.good { 1.0 - s } else { s },
+                    d_logprobs: vec![vec![(sign * s * (1.0 - s) * j.beta) as f32; logprobs[0].len()]],
+                    d_kl: zeros(kl),
+                }
+            }
         }
     }
 }
 
+fn total(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v)).sum()
+}
+
 fn mean(values: &[f32]) -> f64 {
-    values.iter().map(|v| f64::from(*v)).sum::<f64>() / values.len() as f64
+    total(values) / values.len() as f64
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// log(1 + eˣ) without overflow.
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 #[cfg(test)]
@@ -122,7 +214,35 @@ mod tests {
         let logprobs = vec![vec![-0.5, -2.0, -0.1]];
         let kl = vec![vec![0.2, 0.0, 0.7]];
         check_gradient(&Row::imitate(tokens.clone(), 3.0), &logprobs, &kl);
-        check_gradient(&Row::stay(tokens, 1.0), &logprobs, &kl);
+        check_gradient(&Row::stay(tokens.clone(), 1.0), &logprobs, &kl);
+        for good in [true, false] {
+            let judge = Judge { tokens: tokens.clone(), good, beta: 0.3, reference: Some(-2.0) };
+            check_gradient(&Row { goal: Goal::Judge(judge), weight: 1.0 }, &logprobs, &kl);
+        }
+        for (dpop, sft, reference) in [(0.0, 0.0, [-3.0, -1.0]), (5.0, 0.0, [-1.0, -1.0]), (5.0, 0.7, [-3.0, -2.0])] {
+            let rejected = Tokens::new(&[1, 2], &[6, 7]);
+            let prefer = Prefer { chosen: tokens.clone(), rejected, beta: 0.2, dpop, sft, reference: Some(reference) };
+            let both = [logprobs[0].clone(), vec![-0.3, -0.9]];
+            check_gradient(&Row { goal: Goal::Prefer(prefer), weight: 1.0 }, &both, &[vec![], vec![]]);
+        }
+    }
+
+    #[test]
+    fn preference_begins_at_log_two_and_falls_with_the_margin() {
+        let loss = |chosen: f32| {
+            let (chosen_tokens, rejected) = (Tokens::new(&[1], &[2]), Tokens::new(&[1], &[3]));
+            let reference = Some([-1.0, -1.0]);
+            let prefer = Prefer { chosen: chosen_tokens, rejected, beta: 0.1, dpop: 0.0, sft: 0.0, reference };
+            Row { goal: Goal::Prefer(prefer), weight: 1.0 }.loss(&[vec![chosen], vec![-1.0]], &[vec![], vec![]]).value
+        };
+        assert!((loss(-1.0) - std::f64::consts::LN_2).abs() < 1e-9);
+        assert!(loss(-0.5) < loss(-1.0));
+    }
+
+    #[test]
+    fn a_missing_reference_is_not_taken_for_zero() {
+        let judge = Judge { tokens: Tokens::new(&[1], &[2]), good: true, beta: 0.1, reference: None };
+        assert!(Row { goal: Goal::Judge(judge), weight: 1.0 }.loss(&[vec![-1.0]], &[vec![]]).value.is_nan());
     }
 
     #[test]
