@@ -11,7 +11,7 @@ use crate::feedback::Finish;
 use crate::repl::answer::{AnswerScreen, Style};
 use crate::repl::interrupts::Interrupts;
 use crate::repl::{Repl, cut_off, open_input, show};
-use crate::session::{Fallback, ModelHost, Options, Session};
+use crate::session::{AdapterNotice, AskEvent, Fallback, ModelHost, Options, Session};
 
 /// More piped text than any context holds, in bytes.
 const MAX_PIPED: u64 = 64 << 20;
@@ -73,6 +73,10 @@ fn one_answer(ground: Ground, question: &str, args: ChatArgs) -> Result<()> {
     let mut trouble = None;
     let answered = interrupts.during(&cancel, || {
         session.ask(question, &cancel, &mut |event| {
+            // With one answer there is no change to tell.
+            if matches!(event, AskEvent::Adapter(AdapterNotice::Live { .. })) {
+                return;
+            }
             if let Err(error) = show(&mut screen, event, None) {
                 trouble = Some(error);
                 cancel.cancel();

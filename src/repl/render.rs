@@ -85,7 +85,7 @@ fn buffer_line(b: &BufferFigures) -> String {
         0 => String::new(),
         n => format!(", {n} waiting for a better answer (/correct …)"),
     };
-    format!("   Training buffer: {} ({:.1} weighted){waiting}\n", count(b.examples, "example"), b.weight)
+    format!("   Training buffer: {} ({:.1} weighted){waiting}\n", count(b.examples, "example"), sum(b.weight))
 }
 
 /// The buffer in full, for `/buffer`.
@@ -123,7 +123,10 @@ pub struct WaitingRow {
 pub fn buffer(b: &BufferView) -> String {
     let mut out = format!(
         "Training buffer: {} of {} examples ({:.1} weighted), {} new\n",
-        b.figures.examples, b.capacity, b.figures.weight, b.new
+        b.figures.examples,
+        b.capacity,
+        sum(b.figures.weight),
+        b.new
     );
     out += &match (b.auto_train, b.new) {
         (true, _) => format!("   Training starts at {} new ones, or with /train\n", b.threshold),
@@ -228,6 +231,11 @@ pub fn label(kind: Kind) -> String {
 /// "1 example", "8 examples".
 pub fn count(n: usize, noun: &str) -> String {
     if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
+/// A sum of weights for printing: that of none is −0 in floating point.
+fn sum(weight: f64) -> f64 {
+    weight + 0.0
 }
 
 /// A weight without needless decimals: 10, 0.5.
@@ -354,7 +362,7 @@ mod tests {
         let undo = Undone {
             kind: Kind::ThumbsDown,
             about: About { prompt: "Sort a list?".into(), response: String::new() },
-            buffer: BufferFigures::default(),
+            buffer: BufferFigures { weight: -0.0, ..BufferFigures::default() },
         };
         assert_eq!(
             undone(&undo),
