@@ -8,6 +8,7 @@ pub mod engine;
 pub mod error;
 pub mod feedback;
 pub mod fsio;
+pub mod jsonl;
 pub mod model;
 pub mod nearest;
 pub mod paths;
