@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::active::{self, Active};
+use super::peft::{self, Adapter};
+use super::provenance::Provenance;
 use super::registry::Registry;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
@@ -31,6 +33,20 @@ pub fn load(paths: &Paths, what: &str, model: &ModelConfig, base: &str, force: b
         active::activate(paths, base, &name)?;
     }
     Ok(name)
+}
+
+/// The adapter that `what` (a name in the registry, or a PEFT folder) means, read for a base without making it live; and
+/// whether it was trained on another base than `base`.
+///
+/// Errors: unknown, broken, does not fit (the message names the tensor).
+pub fn open(paths: &Paths, what: &str, model: &ModelConfig, base: &str) -> Result<(Adapter, bool)> {
+    let folder = match folder(paths, what) {
+        Some(folder) => folder,
+        None => Registry::new(paths.clone()).find(what)?.path,
+    };
+    let adapter = peft::read(&folder, model)?;
+    let foreign = Provenance::read(&folder).ok().flatten().is_some_and(|made| made.base != base);
+    Ok((adapter, foreign))
 }
 
 /// The folder that `what` means, unless it is a name: a path by its looks, or no adapter's name but a folder here.

@@ -6,6 +6,7 @@ mod config;
 mod feedback;
 mod ground;
 mod models;
+mod score;
 mod stats;
 
 use std::io::{ErrorKind, Write};
@@ -31,7 +32,8 @@ pub fn run(invocation: Invocation) -> Result<()> {
                 Command::Feedback(command) => feedback::run(&Ground::open(&overrides)?, command),
                 Command::Models(command) => models::run(&Ground::open(&overrides)?, command),
                 Command::Adapters(command) => adapters::run(&Ground::open(&overrides)?, command),
-                Command::Train(_) | Command::Score(_) => Err(Error::failure("this command is not built in yet")),
+                Command::Score(args) => score::run(&Ground::open(&overrides)?, &args),
+                Command::Train(_) => Err(Error::failure("this command is not built in yet")),
             }
         }
     }

@@ -55,6 +55,13 @@ pub struct Model {
     pub builtin: bool,
 }
 
+/// What turns text into token ids and says how a model is asked; no weights.
+pub struct ChatFiles {
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+    pub generation: GenerationConfig,
+}
+
 /// What a model is, told from its files without loading its weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
@@ -125,6 +132,11 @@ impl ModelSource {
         read().with_context(|| self.place())
     }
 
+    /// Tokenizer, template and advice, for work that needs the text's ids alone. Errors as those of [`Model::load`].
+    pub fn chat_files(&self) -> Result<ChatFiles> {
+        chat_files(self).with_context(|| self.place())
+    }
+
     /// A file of the model; None where it has none.
     fn file(&self, name: &str, max_bytes: u64) -> Result<Option<Cow<'static, [u8]>>> {
         match self {
@@ -184,7 +196,7 @@ impl Base {
 impl Model {
     /// Loads everything that a chat needs. The small files come first: what is wrong with them shows at once.
     pub fn load(source: &ModelSource, digests: &DigestCache) -> Result<Model> {
-        let (tokenizer, template, generation) = chat_files(source).with_context(|| source.place())?;
+        let ChatFiles { tokenizer, template, generation } = source.chat_files()?;
         let Base { name, digest, network, builtin } = Base::load(source, digests)?;
         Ok(Model {
             name,
@@ -210,7 +222,7 @@ impl fmt::Debug for Model {
     }
 }
 
-fn chat_files(source: &ModelSource) -> Result<(Tokenizer, ChatTemplate, GenerationConfig)> {
+fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
     let config_json = source.needed("config.json", MAX_SETTINGS)?;
     let config = ModelConfig::from_json(&config_json)?;
     let tokenizer = Tokenizer::from_bytes(&source.needed("tokenizer.json", MAX_TOKENIZER)?)?;
@@ -228,7 +240,7 @@ fn chat_files(source: &ModelSource) -> Result<(Tokenizer, ChatTemplate, Generati
     let template = ChatTemplate::from_files(jinja, tokenizer_config.as_deref())?;
     let generation = source.file("generation_config.json", MAX_SETTINGS)?;
     let generation = GenerationConfig::read(generation.as_deref(), &config_json, &tokenizer, config.vocab_size)?;
-    Ok((tokenizer, template, generation))
+    Ok(ChatFiles { tokenizer, template, generation })
 }
 
 /// A GPU where this build and machine have one, else the CPU.

@@ -1,5 +1,6 @@
 //! Training: rows in, a better parameter vector out.
 //!
+//! - `chat`: conversations as token sequences
 //! - `row`: what is learned from, and each row's loss as a function of token log-probabilities
 //! - `schedule`, `optimizer`: learning rate, AdamW, clipping, all over one flat vector
 //! - `lanes`: rows through the network on several cores, sums in a fixed order
@@ -7,6 +8,7 @@
 //!
 //! Nothing here knows which network it trains, nor whether the parameters are an adapter's or all.
 
+pub mod chat;
 pub mod lanes;
 pub mod optimizer;
 pub mod row;

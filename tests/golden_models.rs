@@ -1,0 +1,197 @@
+//! The candle network against transformers and PEFT: log-probabilities, logits and greedy choices of the reference models,
+//! alone and under the reference adapters, through the library and through `finch score`.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::reference;
+use finch::adapter::peft;
+use finch::model::Decoder;
+use finch::model::digest::DigestCache;
+use finch::model::load::{Base, ModelSource};
+use serde_json::{Value, json};
+
+const TOLERANCE: f64 = 1e-4;
+/// Of prompts with more than two thousand tokens.
+const LONG_TOLERANCE: f64 = 1e-3;
+/// Where the two best logits are nearer than this, either is right.
+const MARGIN: f64 = 1e-3;
+
+fn base(folder: &Path) -> Base {
+    let source = ModelSource::resolve(folder.to_str().unwrap()).unwrap();
+    Base::load(&source, &DigestCache::none()).unwrap()
+}
+
+fn expected(folder: &Path) -> Vec<Value> {
+    let json: Value = serde_json::from_slice(&fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    json["forward"].as_array().unwrap().clone()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().filter_map(Value::as_f64).collect()
+}
+
+fn tolerance(tokens: usize) -> f64 {
+    if tokens > 2000 { LONG_TOLERANCE } else { TOLERANCE }
+}
+
+fn assert_close(found: &[f32], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let worst = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
+    assert!(worst <= tolerance, "{what}: off by {worst}");
+}
+
+/// Follows the reference's choices as long as they are clear.
+fn assert_greedy(found: &[u32], row: &Value, what: &str) {
+    let (choices, margins) = (ids(&row["greedy"]), floats(&row["greedy_margin"]));
+    assert_eq!(found.len(), choices.len(), "{what}");
+    for (at, margin) in margins.iter().enumerate() {
+        if found[at] != choices[at] {
+            assert!(*margin < MARGIN, "{what}: token {at} is {} instead of {}", found[at], choices[at]);
+            return; // from here on the two texts differ
+        }
+    }
+}
+
+fn check(decoder: &mut dyn Decoder, row: &Value, what: &str) {
+    let prompt = ids(&row["ids"]);
+    let what = format!("{what}, {} tokens", prompt.len());
+    decoder.truncate(0);
+    let logprobs = decoder.score(&prompt).unwrap();
+    assert_close(&logprobs, &floats(&row["token_logprobs"]), tolerance(prompt.len()), &format!("{what}: scored"));
+
+    // The same prompt as a chat reads it: in pieces, then token by token.
+    decoder.truncate(0);
+    for piece in prompt[..prompt.len() - 1].chunks(64) {
+        decoder.forward(piece).unwrap();
+    }
+    let mut logits = decoder.forward(&prompt[prompt.len() - 1..]).unwrap();
+    // Logits are not normalised and some are large: compare them as log-probabilities are, by their own tolerance.
+    assert_close(&logits, &floats(&row["last_logits"]), 2.0 * tolerance(prompt.len()), &format!("{what}: logits"));
+    let mut greedy = Vec::new();
+    for _ in 0..ids(&row["greedy"]).len() {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+        greedy.push(best);
+        logits = decoder.forward(&[best]).unwrap();
+    }
+    assert_greedy(&greedy, row, &what);
+}
+
+#[test]
+fn reference_models_give_the_reference_values() {
+    let Some(golden) = reference("golden/models") else { return };
+    let mut rows = 0;
+    for folder in fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()) {
+        let base = base(&folder);
+        let mut decoder = base.network.decoder(None).unwrap();
+        for row in expected(&folder) {
+            check(&mut *decoder, &row, &base.name);
+            rows += 1;
+        }
+    }
+    assert!(rows >= 16, "{rows}");
+}
+
+#[test]
+fn reference_adapters_give_the_reference_values() {
+    let Some(golden) = reference("golden") else { return };
+    let mut kinds = Vec::new();
+    for folder in fs::read_dir(golden.join("adapters")).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+        let (model, kind) = name.split_once("--").unwrap();
+        let base = base(&golden.join("models").join(model));
+        let adapter = peft::read(&folder, base.network.config());
+        if kind == "dora" {
+            let error = adapter.expect_err("DoRA is refused by name");
+            assert!(error.message().contains("DoRA"), "{error}");
+            continue;
+        }
+        let adapter = adapter.unwrap();
+        let mut decoder = base.network.decoder(Some(&adapter.weights)).unwrap();
+        for row in expected(&folder) {
+            check(&mut *decoder, &row, &name);
+        }
+        kinds.push(kind.to_string());
+    }
+    kinds.sort();
+    kinds.dedup();
+    assert_eq!(kinds, ["attention-only", "lora", "rslora"]);
+}
+
+/// Runs `finch score` over the rows; its rows, or what it said on standard error.
+fn score(model: &Path, arguments: &[&str], rows: &[Value]) -> Result<Vec<Value>, String> {
+    let home = tempfile::tempdir().unwrap();
+    let input = home.path().join("rows.jsonl");
+    let text: Vec<String> = rows.iter().map(|row| format!("{row}\n")).collect();
+    fs::write(&input, text.concat()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_finch"))
+        .args(["score", "--model", model.to_str().unwrap(), "--input", input.to_str().unwrap()])
+        .args(arguments)
+        .env("FINCH_HOME", home.path().join("finch"))
+        .output()
+        .unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8(output.stderr).unwrap());
+    }
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    Ok(stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+#[test]
+fn finch_score_prints_the_reference_values() {
+    let Some(golden) = reference("golden") else { return };
+    let model = golden.join("models/qwen3-tied-bf16");
+    let adapter = golden.join("adapters/qwen3-tied-bf16--rslora");
+    for (folder, arguments) in [(&model, vec![]), (&adapter, vec!["--adapter", adapter.to_str().unwrap()])] {
+        let expected = expected(folder);
+        let tokens = expected[0]["greedy"].as_array().unwrap().len().to_string();
+        let rows: Vec<Value> = expected.iter().map(|row| json!({"ids": row["ids"]})).collect();
+        let arguments = [&["--continue", &tokens], arguments.as_slice()].concat();
+        let scored = score(&model, &arguments, &rows).unwrap();
+        assert_eq!(scored.len(), expected.len());
+        for (found, row) in scored.iter().zip(&expected) {
+            let what = format!("{} tokens", ids(&row["ids"]).len());
+            assert_eq!(found["ids"], row["ids"]);
+            assert_eq!(found["token_logprobs"][0], Value::Null);
+            let logprobs: Vec<f32> = floats(&found["token_logprobs"]).into_iter().map(|v| v as f32).collect();
+            assert_close(&logprobs, &floats(&row["token_logprobs"]), tolerance(logprobs.len()), &what);
+            assert_greedy(&ids(&found["greedy"]), row, &what);
+        }
+    }
+}
+
+#[test]
+fn finch_score_reads_text_and_conversations() {
+    let Some(golden) = reference("golden/models") else { return };
+    let model = golden.join("qwen2-tied-bf16");
+    let json: Value = serde_json::from_slice(&fs::read(model.join("expected.json")).unwrap()).unwrap();
+    let tokenizer = &json["tokenizer"];
+    let rows = [json!({"text": tokenizer["text"]}), json!({"messages": tokenizer["chat"]})];
+    let scored = score(&model, &[], &rows).unwrap();
+    assert_eq!(scored[0]["ids"], tokenizer["ids"]);
+    assert_eq!(scored[1]["ids"], tokenizer["chat_ids"]);
+    assert_eq!(scored[0]["greedy"], json!([]));
+}
+
+#[test]
+fn finch_score_names_the_bad_row() {
+    let Some(golden) = reference("golden/models") else { return };
+    let model = golden.join("qwen2-tied-bf16");
+    for (row, expected) in [
+        (json!({"ids": [608]}), "rows.jsonl:2: ids[0] is 608; the model's token ids go from 0 to 607"),
+        (json!({"ids": []}), "rows.jsonl:2: the row holds no tokens"),
+        (json!({"id": [1]}), "rows.jsonl:2: a row needs exactly one of"),
+        (json!({"ids": [1], "text": "x"}), "rows.jsonl:2: a row needs exactly one of"),
+        (json!({"ids": vec![1; 5000]}), "5000 tokens and 0 to continue with are more than the model's context of 4096"),
+    ] {
+        let error = score(&model, &[], &[json!({"ids": [1, 2]}), row]).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+}
