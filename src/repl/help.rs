@@ -91,7 +91,8 @@ pub fn overview() -> String {
     }
     help.push_str(
         "\nAlt-Enter or a \\ at the end of a line continues it on the next. Ctrl-C stops an answer.\n\
-         A line that begins with // is sent with one slash: //x sends \"/x\".\n",
+         A line that begins with // is sent with one slash: //x sends \"/x\".\n\
+         /help COMMAND shows one in full.\n",
     );
     help
 }

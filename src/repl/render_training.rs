@@ -200,7 +200,7 @@ pub fn adapters(rows: &[AdapterRow]) -> String {
         cells.push([
             text::one_line(&row.name, 50),
             row.time.clone(),
-            short_digest(&row.base),
+            if row.base.is_empty() { dash() } else { short_digest(&row.base) },
             row.rank.map_or_else(dash, |n| n.to_string()),
             row.examples.map_or_else(dash, |n| n.to_string()),
             row.loss.map_or_else(dash, |(before, after)| format!("{before:.2} → {after:.2}")),
