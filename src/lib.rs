@@ -9,6 +9,7 @@ pub mod error;
 pub mod feedback;
 pub mod fsio;
 pub mod jsonl;
+pub mod learn;
 pub mod model;
 pub mod nearest;
 pub mod paths;

@@ -77,6 +77,14 @@ impl Lanes {
         Ok(sum)
     }
 
+    /// Each row's own loss, without gradients, in the order of the rows.
+    pub fn losses(&self, learner: &dyn Learner, rows: &[&Row]) -> Result<Vec<f64>> {
+        let passes = group(rows, self.pass_tokens);
+        let mut sum = StepSum { loss: 0.0, row_losses: Vec::new(), grads: Vec::new() };
+        self.in_order(passes.len(), &mut sum, |i| measure(learner, &passes[i]))?;
+        Ok(sum.row_losses)
+    }
+
     /// Runs `work(0..n)` on the lanes and adds the results in that order.
     fn in_order(
         &self,
@@ -156,6 +164,19 @@ fn group<'a>(rows: &[&'a Row], pass_tokens: usize) -> Vec<Vec<&'a Row>> {
         tokens += row.len();
     }
     passes
+}
+
+/// Forward and losses of the rows of one pass.
+fn measure(learner: &dyn Learner, rows: &[&Row]) -> Result<StepSum> {
+    let sequences: Vec<_> = rows.iter().flat_map(|r| r.sequences()).collect();
+    let pass = learner.forward(&sequences, PassOptions { kl: rows[0].needs_kl(), dropout: None })?;
+    let (mut row_losses, mut at) = (Vec::with_capacity(rows.len()), 0);
+    for row in rows {
+        let n = row.sequences().len();
+        row_losses.push(row.loss(&pass.logprobs()[at..at + n], &pass.kl()[at..at + n]).value);
+        at += n;
+    }
+    Ok(StepSum { loss: 0.0, row_losses, grads: Vec::new() })
 }
 
 /// Forward, losses, backward of the rows of one pass.

@@ -1,0 +1,21 @@
+//! Learning from feedback: when to train, on what, and whether the result goes live.
+//!
+//! - `recipe`: every number that decides how a buffer is trained, `auto` resolved
+//! - `rows`: examples to token rows, by the model's own template
+//! - `split`: which rows are held out
+//! - `canaries`: ordinary prompts and the base's own answers to them, for replay and for the gate
+//! - `fit`: rows in, trained weights out; knows neither store nor registry
+//! - `round`: one training from the store's buffer to the live adapter, with all bookkeeping
+//! - `gate`: the measurements that decide whether a new adapter goes live
+//! - `coordinator`: when rounds run, beside a chat
+//!
+//! Everything but the coordinator blocks and can be called from anywhere. Nothing here prints.
+
+pub mod canaries;
+pub mod fit;
+pub mod recipe;
+pub mod rows;
+pub mod split;
+
+#[cfg(test)]
+mod testing;

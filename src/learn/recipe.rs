@@ -1,0 +1,228 @@
+//! How a buffer is trained: the constants that measurement chose, and the configuration resolved against them.
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::SliceRandom;
+use serde::Serialize;
+
+use crate::config::{Auto, LoraSection, Schedule as Course, TrainingSection};
+use crate::feedback::buffer::systematic_draws;
+use crate::model::config::ModelConfig;
+use crate::train::run::Plan;
+use crate::train::schedule::{Schedule, Shape, warmup_steps};
+
+// What `auto` means, and what is not configurable. To be chosen by measurement only: see the README of finch-tiny.
+
+/// Learning rate of `auto` for networks of a few million weights, and for larger ones.
+pub const SMALL_LEARNING_RATE: f64 = 1e-3;
+pub const LARGE_LEARNING_RATE: f64 = 2e-4;
+/// `auto` trains until every trained completion is at most at this, in nat a token.
+pub const LEARNED: f64 = 0.1;
+/// Rows of a step on which the adapter is held to the base, and what one of them weighs against a trained row.
+pub const REPLAY_ROWS: usize = 8;
+pub const REPLAY_WEIGHT: f64 = 1.0;
+/// Built-in prompts that are replayed and watched where the base answers slowly; small networks take all.
+pub const LARGE_REPLAYED: usize = 12;
+pub const LARGE_WATCHED: usize = 8;
+/// The user's own unrated prompts that are replayed beside them.
+pub const SMALL_OWN_PROMPTS: usize = 24;
+pub const LARGE_OWN_PROMPTS: usize = 8;
+/// Tokens of the base's own answer to one of these prompts, at most.
+pub const ANSWER_TOKENS: usize = 64;
+/// Share of the rows that is held out, and the fewest held-out rows whose figures mean something.
+pub const HELD_OUT_SHARE: f64 = 0.2;
+pub const HELD_OUT_MIN: usize = 8;
+/// KL(base ‖ adapter) on the watched prompts, in nat a token: from here on a warning, from there on a refusal.
+pub const KL_WARN: f64 = 0.05;
+pub const KL_REFUSE: f64 = 0.15;
+
+/// Everything that one training of a buffer is done with; nothing is `auto` any more.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe {
+    pub learning_rate: f64,
+    /// Trained rows of a step.
+    pub batch_size: usize,
+    /// Steps of the schedule; with `stop_at` most end earlier.
+    pub steps: usize,
+    pub warmup_steps: usize,
+    pub schedule: Shape,
+    /// Stop when every row's loss is at most this, in nat a token; `None`: take all steps.
+    pub stop_at: Option<f64>,
+    pub weight_decay: f64,
+    /// 0 is off.
+    pub max_grad_norm: f64,
+    pub dropout: f32,
+    pub seed: u64,
+    /// Replayed rows of a step, in addition to `batch_size`.
+    pub replay_rows: usize,
+    pub replay_weight: f64,
+}
+
+impl Recipe {
+    /// What the configuration means for a buffer of `rows` trained rows on this network. Explicit settings are taken as
+    /// they are: with explicit epochs there is no early stop, and `max_steps` does not bound them.
+    pub fn resolve(lora: &LoraSection, model: &ModelConfig, rows: usize) -> Recipe {
+        let TrainingSection { batch_size, warmup_ratio, weight_decay, max_grad_norm, seed, .. } = lora.training;
+        let (steps, stop_at) = match lora.training.epochs {
+            Auto::Auto => (lora.training.max_steps, Some(LEARNED)),
+            Auto::Value(epochs) => (steps_of(epochs, rows, batch_size), None),
+        };
+        let auto = if model.is_small() { SMALL_LEARNING_RATE } else { LARGE_LEARNING_RATE };
+        Recipe {
+            learning_rate: lora.training.learning_rate.value().unwrap_or(auto),
+            batch_size,
+            steps,
+            warmup_steps: warmup_steps(warmup_ratio, steps),
+            schedule: shape(lora.training.schedule),
+            stop_at,
+            weight_decay,
+            max_grad_norm,
+            dropout: lora.dropout,
+            seed,
+            replay_rows: REPLAY_ROWS,
+            replay_weight: REPLAY_WEIGHT,
+        }
+    }
+
+    pub fn plan(&self) -> Plan {
+        Plan {
+            schedule: Schedule {
+                shape: self.schedule,
+                peak: self.learning_rate,
+                warmup: self.warmup_steps,
+                total: self.steps,
+            },
+            weight_decay: self.weight_decay,
+            max_grad_norm: if self.max_grad_norm > 0.0 { self.max_grad_norm } else { f64::INFINITY },
+            dropout: self.dropout,
+            seed: self.seed,
+        }
+    }
+
+    /// The trained rows of all steps, one step behind the other: P(i) = wᵢ / Σw, balanced within every epoch.
+    ///
+    /// `rows` are (content, weight); the draws follow from content and seed, whatever the rows' order.
+    pub fn draws(&self, rows: &[([u8; 32], f64)]) -> Vec<usize> {
+        let needed = self.steps * self.batch_size;
+        let mut draws = Vec::with_capacity(needed);
+        for epoch in 0.. {
+            if draws.len() >= needed || rows.is_empty() {
+                break;
+            }
+            let drawn = systematic_draws(rows, rows.len(), self.seed.wrapping_add(epoch));
+            if drawn.is_empty() {
+                break; // no weight can be drawn
+            }
+            draws.extend(drawn);
+        }
+        draws.truncate(needed);
+        draws
+    }
+
+    /// The replayed rows of all steps, one step behind the other: all of `rows` in a new order, again and again.
+    pub fn replay_draws(&self, rows: usize) -> Vec<usize> {
+        let needed = if rows == 0 { 0 } else { self.steps * self.replay_rows };
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed);
+        let mut draws = Vec::with_capacity(needed + rows);
+        while draws.len() < needed {
+            let mut order: Vec<usize> = (0..rows).collect();
+            order.shuffle(&mut rng);
+            draws.extend(order);
+        }
+        draws.truncate(needed);
+        draws
+    }
+}
+
+/// Steps of `epochs` epochs: an epoch is as many draws as rows.
+pub fn steps_of(epochs: usize, rows: usize, batch_size: usize) -> usize {
+    epochs.saturating_mul(rows).div_ceil(batch_size.max(1))
+}
+
+/// The configuration's name of a schedule in the trainer's words.
+pub fn shape(course: Course) -> Shape {
+    match course {
+        Course::Cosine => Shape::Cosine,
+        Course::Linear => Shape::Linear,
+        Course::Constant => Shape::Constant,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    fn large() -> ModelConfig {
+        let config = testing::config();
+        ModelConfig { vocab_size: 150_000, hidden_size: 1024, ..config }
+    }
+
+    #[test]
+    fn auto_goes_by_the_size_of_the_network() {
+        let lora = LoraSection::default();
+        let small = Recipe::resolve(&lora, &testing::config(), 10);
+        assert_eq!((small.learning_rate, small.steps, small.stop_at), (SMALL_LEARNING_RATE, 300, Some(LEARNED)));
+        assert_eq!(small.warmup_steps, 15);
+        assert_eq!(Recipe::resolve(&lora, &large(), 10).learning_rate, LARGE_LEARNING_RATE);
+    }
+
+    #[test]
+    fn explicit_settings_are_taken_exactly() {
+        let mut lora = LoraSection { dropout: 0.1, ..LoraSection::default() };
+        lora.training.learning_rate = Auto::Value(3e-5);
+        lora.training.epochs = Auto::Value(40);
+        lora.training.max_steps = 7;
+        lora.training.schedule = Course::Constant;
+        lora.training.max_grad_norm = 0.0;
+        let recipe = Recipe::resolve(&lora, &testing::config(), 33);
+        assert_eq!((recipe.learning_rate, recipe.steps, recipe.stop_at), (3e-5, 330, None));
+        assert_eq!((recipe.schedule, recipe.dropout), (Shape::Constant, 0.1));
+        assert_eq!(recipe.plan().max_grad_norm, f64::INFINITY, "0 is off, not a gradient of length 0");
+    }
+
+    #[test]
+    fn an_epoch_is_as_many_draws_as_rows() {
+        assert_eq!(steps_of(3, 10, 4), 8);
+        assert_eq!(steps_of(1, 1, 4), 1);
+        assert_eq!(steps_of(0, 10, 4), 0);
+    }
+
+    fn rows(n: u8) -> Vec<([u8; 32], f64)> {
+        (0..n).map(|i| ([i; 32], if i == 0 { 10.0 } else { 1.0 })).collect()
+    }
+
+    #[test]
+    fn every_epoch_draws_by_weight() {
+        let recipe = Recipe::resolve(&LoraSection::default(), &testing::config(), 5);
+        let draws = recipe.draws(&rows(5));
+        assert_eq!(draws.len(), 300 * 4);
+        for epoch in draws.chunks_exact(5) {
+            let heavy = epoch.iter().filter(|i| **i == 0).count();
+            assert!((3..=4).contains(&heavy), "10/14 of 5 draws are {heavy}");
+        }
+        let heavy = draws.iter().filter(|i| **i == 0).count() as f64;
+        assert!((heavy / 1200.0 - 10.0 / 14.0).abs() < 0.02, "{heavy}");
+    }
+
+    #[test]
+    fn draws_follow_the_content_not_the_order() {
+        let recipe = Recipe::resolve(&LoraSection::default(), &testing::config(), 5);
+        let (forward, mut backward) = (rows(5), rows(5));
+        backward.reverse();
+        let keys = |rows: &[([u8; 32], f64)]| -> Vec<u8> { recipe.draws(rows).iter().map(|i| rows[*i].0[0]).collect() };
+        assert_eq!(keys(&forward), keys(&backward));
+        assert!(recipe.draws(&[]).is_empty() && recipe.draws(&[([0; 32], 0.0)]).is_empty());
+    }
+
+    #[test]
+    fn replay_goes_through_all_rows_before_it_repeats_one() {
+        let recipe = Recipe::resolve(&LoraSection::default(), &testing::config(), 5);
+        let draws = recipe.replay_draws(20);
+        assert_eq!(draws.len(), 300 * REPLAY_ROWS);
+        let mut first: Vec<usize> = draws[..20].to_vec();
+        first.sort_unstable();
+        assert_eq!(first, (0..20).collect::<Vec<_>>());
+        assert!(recipe.replay_draws(0).is_empty());
+    }
+}

@@ -1,0 +1,169 @@
+//! From examples to token rows: the prompt by the model's own chat template, the completion tokenised apart.
+
+use crate::error::{Error, Result};
+use crate::feedback::Example;
+use crate::feedback::example::Origin;
+use crate::model::Tokens;
+use crate::model::load::Model;
+use crate::model::message::{Message, Role};
+use crate::text;
+
+/// An example ready to be learned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lesson {
+    /// Digest of the example's content: draws and splits go by it, and rows are ordered by it.
+    pub key: [u8; 32],
+    pub tokens: Tokens,
+    pub weight: f64,
+    pub origin: Origin,
+    /// The wanted answer without surrounding white space: rows with the same one carry the same lesson.
+    pub answer: String,
+}
+
+/// An example that cannot be learned: prompt and completion do not fit into the model's context together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    pub interaction: i64,
+    /// The beginning of the question, on one line.
+    pub question: String,
+    pub tokens: usize,
+    pub context: usize,
+}
+
+/// Characters of a question that name a skipped row.
+const NAME_WIDTH: usize = 40;
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Skipped { interaction, question, tokens, context } = self;
+        write!(f, "#{interaction} ({question:?}) has {tokens} tokens, the model's context {context}")
+    }
+}
+
+/// Who wrote a text, which decides what markup in it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Author {
+    /// `<think>` and its like are tokens, as the model wrote them.
+    Model,
+    /// Whatever looks like a token is plain text.
+    User,
+}
+
+/// Ids of a conversation with the opening of the answer.
+pub fn prompt_ids(model: &Model, messages: &[Message], thinking: Option<bool>) -> Result<Vec<u32>> {
+    model.template.encode(&model.tokenizer, messages, true, thinking)
+}
+
+/// Ids of an answer and the end of its turn.
+pub fn completion_ids(model: &Model, text: &str, author: Author) -> Result<Vec<u32>> {
+    let mut ids = match author {
+        Author::Model => model.tokenizer.encode_completion(text)?,
+        Author::User => model.tokenizer.encode_text(text)?,
+    };
+    ids.push(end_of_turn(model)?);
+    Ok(ids)
+}
+
+/// The id that ends an answer: Qwen's `<|im_end|>`, else the first that the model's folder names.
+pub fn end_of_turn(model: &Model) -> Result<u32> {
+    let named = model.tokenizer.special_id("<|im_end|>").or_else(|| model.generation.eos.first().copied());
+    named.ok_or_else(|| {
+        Error::failure("the model names no token that ends an answer, so it cannot learn where to end")
+            .hint("generation_config.json needs an eos_token_id")
+    })
+}
+
+/// How the base is asked for its own answers: where its template can switch thinking, without; as the chat does.
+pub fn default_thinking(model: &Model) -> Option<bool> {
+    (!model.builtin && model.template.has_thinking()).then_some(false)
+}
+
+/// All examples as rows, in the order of their content, and those that are too long for the model.
+pub fn lessons(model: &Model, examples: &[Example]) -> Result<(Vec<Lesson>, Vec<Skipped>)> {
+    let context = model.network.config().context;
+    let (mut lessons, mut skipped) = (Vec::new(), Vec::new());
+    for example in examples {
+        let (text, author) = match example.origin {
+            Origin::Praise => (example.completion.as_str(), Author::Model),
+            Origin::Correction => (example.completion.trim(), Author::User),
+        };
+        let prompt = prompt_ids(model, &example.messages, example.thinking)?;
+        let completion = completion_ids(model, text, author)?;
+        let tokens = prompt.len() + completion.len();
+        if tokens > context {
+            let question = example.messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);
+            let question = text::one_line(question, NAME_WIDTH);
+            skipped.push(Skipped { interaction: example.interaction, question, tokens, context });
+            continue;
+        }
+        lessons.push(Lesson {
+            key: example.content_digest(),
+            tokens: Tokens::new(&prompt, &completion),
+            weight: example.weight,
+            origin: example.origin,
+            answer: example.completion.trim().to_string(),
+        });
+    }
+    lessons.sort_by(|a, b| a.key.cmp(&b.key).then(a.weight.total_cmp(&b.weight)));
+    Ok((lessons, skipped))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, example};
+    use super::*;
+
+    const IM_END: u32 = 302;
+
+    #[test]
+    fn the_prompt_is_masked_and_the_answer_ends_its_turn() {
+        let model = testing::model(1);
+        let (lessons, skipped) = lessons(&model, &[example(1, "why?", "so", Origin::Praise, 1.0)]).unwrap();
+        assert!(skipped.is_empty());
+        let Tokens { ids, targets } = &lessons[0].tokens;
+        let text = model.tokenizer.decode_with_control(ids);
+        assert_eq!(text, "<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\nso<|im_end|>");
+        let learned: Vec<u32> = ids.iter().zip(targets).filter(|(_, t)| **t).map(|(id, _)| *id).collect();
+        assert_eq!(learned, [u32::from(b's'), u32::from(b'o'), IM_END]);
+    }
+
+    #[test]
+    fn markup_is_the_models_only() {
+        let model = testing::model(1);
+        let tokens = |origin| {
+            let rows = lessons(&model, &[example(1, "q", " <think>x<|im_end|> ", origin, 1.0)]).unwrap().0;
+            rows[0].tokens.ids.clone()
+        };
+        let own = tokens(Origin::Praise);
+        assert_eq!(own.iter().filter(|id| **id == 304).count(), 1, "<think>");
+        let typed = tokens(Origin::Correction);
+        assert_eq!(typed.iter().filter(|id| **id == 304).count(), 0);
+        assert_eq!(typed.iter().filter(|id| **id == IM_END).count(), 2, "of the question and of the answer");
+        let text = model.tokenizer.decode_with_control(&typed);
+        assert!(text.ends_with("assistant\n<think>x<|im_end|><|im_end|>"), "without the white space around: {text}");
+    }
+
+    #[test]
+    fn rows_are_in_the_order_of_their_content() {
+        let model = testing::model(1);
+        let examples: Vec<_> = (0..6).map(|i| example(i, &format!("q{i}"), "a", Origin::Praise, 1.0)).collect();
+        let forward = lessons(&model, &examples).unwrap().0;
+        let backward: Vec<_> =
+            examples.into_iter().rev().map(|e| Example { interaction: e.interaction + 50, ..e }).collect();
+        assert_eq!(lessons(&model, &backward).unwrap().0, forward);
+        assert!(forward.is_sorted_by_key(|l| l.key));
+    }
+
+    #[test]
+    fn what_is_too_long_is_skipped_and_named() {
+        let model = testing::model(1);
+        let context = model.network.config().context;
+        let long = example(9, &"x\n".repeat(context), "a", Origin::Correction, 10.0);
+        let (rows, skipped) = lessons(&model, &[long, example(1, "q", "a", Origin::Praise, 1.0)]).unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((skipped[0].interaction, skipped[0].context), (9, context));
+        assert!(skipped[0].tokens > context);
+        let shown = skipped[0].to_string();
+        assert!(shown.starts_with("#9 (\"x x") && !shown.contains('\n'), "{shown}");
+    }
+}
