@@ -5,10 +5,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
+use crate::train::data::Objective;
+use crate::train::order::Order;
+use crate::train::schedule::Shape;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -156,7 +159,7 @@ pub struct TrainArgs {
     pub warmup_ratio: Option<f64>,
     /// Course of the learning rate after the warm-up
     #[arg(long, value_enum)]
-    pub schedule: Option<Schedule>,
+    pub schedule: Option<Shape>,
     /// AdamW's weight decay
     #[arg(long, value_name = "X")]
     pub weight_decay: Option<f64>,
@@ -182,42 +185,20 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Rank of a new adapter
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "init_adapter")]
     pub rank: Option<usize>,
     /// Alpha of a new adapter: its output is scaled by alpha / rank
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", conflicts_with = "init_adapter")]
     pub alpha: Option<f64>,
     /// Dropout on the adapter's input
     #[arg(long, value_name = "X")]
     pub dropout: Option<f64>,
     /// Layers of a new adapter, comma-separated: q_proj,v_proj,…
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "init_adapter")]
     pub targets: Option<Vec<String>>,
     /// Write a row for each optimiser step to this file (JSONL)
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Objective {
-    Auto,
-    Sft,
-    Dpo,
-    Kto,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Order {
-    File,
-    Weighted,
-    Curriculum,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Schedule {
-    Cosine,
-    Linear,
-    Constant,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
@@ -305,6 +286,27 @@ pub struct RatingArgs {
     /// The interaction meant, as `feedback list` numbers it (default: the last answer)
     #[arg(long, value_name = "ID")]
     pub id: Option<i64>,
+}
+
+impl TrainArgs {
+    /// Plain overrides of configuration keys, for [`crate::config`].
+    pub fn overrides(&self) -> Vec<(&'static str, String)> {
+        let mut set = Vec::new();
+        let mut put = |key, value: Option<String>| set.extend(value.map(|v| (key, v)));
+        put("lora.rank", self.rank.map(|v| v.to_string()));
+        put("lora.alpha", self.alpha.map(|v| v.to_string()));
+        put("lora.dropout", self.dropout.map(|v| v.to_string()));
+        put("lora.targets", self.targets.as_ref().map(|v| v.join(",")));
+        put("lora.training.learning_rate", self.learning_rate.map(|v| v.to_string()));
+        put("lora.training.batch_size", self.batch_size.map(|v| v.to_string()));
+        put("lora.training.epochs", self.epochs.map(|v| v.to_string()));
+        put("lora.training.warmup_ratio", self.warmup_ratio.map(|v| v.to_string()));
+        put("lora.training.schedule", self.schedule.map(|v| v.name().to_string()));
+        put("lora.training.weight_decay", self.weight_decay.map(|v| v.to_string()));
+        put("lora.training.max_grad_norm", self.max_grad_norm.map(|v| v.to_string()));
+        put("lora.training.seed", self.seed.map(|v| v.to_string()));
+        set
+    }
 }
 
 impl RatingArgs {

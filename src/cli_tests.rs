@@ -160,18 +160,22 @@ fn train_takes_every_flag_of_its_contract() {
         "1",
         "--max-length",
         "128",
-        "--targets",
-        "q_proj,v_proj",
     ]) else {
         panic!("no train")
     };
-    assert_eq!(
-        (args.objective, args.order, args.schedule),
-        (Objective::Sft, Some(Order::File), Some(Schedule::Linear))
-    );
+    assert_eq!((args.objective, args.order, args.schedule), (Objective::Sft, Some(Order::File), Some(Shape::Linear)));
     assert_eq!((args.steps, args.batch_size, args.gradient_accumulation), (Some(8), Some(2), Some(3)));
     assert_eq!(args.learning_rate, Some(1e-3));
-    assert_eq!(args.targets, Some(vec!["q_proj".to_string(), "v_proj".to_string()]));
+    let overrides = args.overrides();
+    assert!(overrides.contains(&("lora.training.schedule", "linear".to_string())), "{overrides:?}");
+    let Command::Train(args) = command(&["train", "--rank", "4", "--targets", "q_proj,v_proj"]) else {
+        panic!("no train")
+    };
+    assert_eq!(args.overrides(), [("lora.rank", "4".to_string()), ("lora.targets", "q_proj,v_proj".to_string())]);
+    assert!(
+        Cli::try_parse_from(["finch", "train", "--init-adapter", "a", "--rank", "4"]).is_err(),
+        "the adapter gives it"
+    );
 }
 
 #[test]

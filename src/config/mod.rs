@@ -16,6 +16,7 @@ use crate::model::lora::Target;
 use crate::nearest::nearest;
 use crate::paths::Paths;
 use crate::text::one_line;
+pub use crate::train::schedule::Shape as Schedule;
 use source::{Entry, Value};
 
 /// Far beyond any configuration that somebody wrote, in bytes.
@@ -132,14 +133,6 @@ impl<T> Auto<T> {
             Auto::Value(value) => Some(value),
         }
     }
-}
-
-/// Course of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
-    Cosine,
-    Linear,
-    Constant,
 }
 
 #[derive(Debug, Clone, PartialEq)]

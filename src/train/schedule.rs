@@ -2,12 +2,23 @@
 
 use serde::{Deserialize, Serialize};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How the rate goes on after the warm-up, in the configuration, on the command line and here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Shape {
     Cosine,
     Linear,
     Constant,
+}
+
+impl Shape {
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::Cosine => "cosine",
+            Shape::Linear => "linear",
+            Shape::Constant => "constant",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
