@@ -129,13 +129,13 @@ fn pretrain(args: &Args, config: &ModelConfig, chat: &Chat, corpus: &Corpus) -> 
         let batch = rows.step(k, args.rows)?;
         tokens += batch.iter().map(|r| r.len()).sum::<usize>();
         one_step(learner.as_mut(), &lanes, &mut state, &plan, &batch, &mut losses)?;
-        if state.step % 50 == 0 {
+        if state.step.is_multiple_of(50) {
             let mean = losses.iter().sum::<f64>() / losses.len() as f64;
             let speed = tokens as f64 / began.elapsed().as_secs_f64();
             println!("step {} loss {mean:.4} {speed:.0} tok/s {:.0} s", state.step, began.elapsed().as_secs_f64());
             losses.clear();
         }
-        if state.step % args.every == 0 || state.step == args.steps {
+        if state.step.is_multiple_of(args.every) || state.step == args.steps {
             artifacts::save_checkpoint(&state, &checkpoint)?;
             let rounded = round(&state.params);
             let report = examine(config, &rounded, chat, corpus, &unseen, args.threads)?;
