@@ -162,7 +162,9 @@ pub fn write_dir_atomic(dst: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> R
     sync_dir(dir).map_err(|e| failed("write", dst, e))
 }
 
-fn refuse_occupied(dst: &Path) -> Result<()> {
+/// Errors when something is there already that is no empty folder: what [`write_dir_atomic`] would say at the end of the
+/// work, said before it.
+pub fn refuse_occupied(dst: &Path) -> Result<()> {
     let occupied = match fs::read_dir(dst) {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => fs::symlink_metadata(dst).is_ok(),

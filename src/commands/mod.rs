@@ -8,6 +8,7 @@ mod ground;
 mod models;
 mod score;
 mod stats;
+mod train;
 
 use std::io::{ErrorKind, Write};
 
@@ -25,7 +26,10 @@ pub fn run(invocation: Invocation) -> Result<()> {
             chat::run(Ground::open(&overrides)?, prompt, *args)
         }
         Invocation::Command { command, model } => {
-            let overrides: Vec<_> = model.map(|name| ("model.name", name)).into_iter().collect();
+            let mut overrides: Vec<_> = model.map(|name| ("model.name", name)).into_iter().collect();
+            if let Command::Train(args) = &command {
+                overrides.extend(args.overrides());
+            }
             match command {
                 Command::Config(command) => config::run(command),
                 Command::Stats => stats::run(&Ground::open(&overrides)?),
@@ -33,7 +37,7 @@ pub fn run(invocation: Invocation) -> Result<()> {
                 Command::Models(command) => models::run(&Ground::open(&overrides)?, command),
                 Command::Adapters(command) => adapters::run(&Ground::open(&overrides)?, command),
                 Command::Score(args) => score::run(&Ground::open(&overrides)?, &args),
-                Command::Train(_) => Err(Error::failure("this command is not built in yet")),
+                Command::Train(args) => train::run(&Ground::open(&overrides)?, &args),
             }
         }
     }

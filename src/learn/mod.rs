@@ -5,6 +5,7 @@
 //! - `split`: which rows are held out
 //! - `canaries`: ordinary prompts and the base's own answers to them, for replay and for the gate
 //! - `fit`: rows in, trained weights out; knows neither store nor registry
+//! - `dataset`: one training on rows from a file, with an objective of the user's choice
 //! - `round`: one training from the store's buffer to the live adapter, with all bookkeeping
 //! - `gate`: the measurements that decide whether a new adapter goes live
 //! - `coordinator`: when rounds run, beside a chat
@@ -12,6 +13,7 @@
 //! Everything but the coordinator blocks and can be called from anywhere. Nothing here prints.
 
 pub mod canaries;
+pub mod dataset;
 pub mod fit;
 pub mod recipe;
 pub mod rows;

@@ -9,6 +9,7 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::chat::ChatFormat;
+use super::order::Mark;
 use super::row::{Goal, Judge, Prefer, Row};
 use crate::error::{Context, Error, Result};
 use crate::jsonl::{self, Lines};
@@ -221,6 +222,19 @@ impl Lesson {
         }
     }
 
+    /// Tokens of all its sequences.
+    pub fn len(&self) -> usize {
+        match self {
+            Lesson::Imitate(tokens) | Lesson::Judged { tokens, .. } => tokens.ids.len(),
+            Lesson::Pair { chosen, rejected } => chosen.ids.len() + rejected.ids.len(),
+        }
+    }
+
+    /// Never: every lesson has a token to learn.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Stable digest of its content: the same in every file, on every line.
     pub fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
@@ -245,6 +259,12 @@ impl Lesson {
 }
 
 impl DataSet {
+    /// What an order looks at, row by row.
+    pub fn marks(&self) -> Vec<Mark> {
+        let mark = |row: &DataRow| Mark { key: row.lesson.digest(), weight: row.weight, length: row.lesson.len() };
+        self.rows.iter().map(mark).collect()
+    }
+
     /// The rows as an explicit objective takes them, in the order of the file; `beta`: the pull to the reference (dpo, kto),
     /// `sft`: the weight of the chosen side's own likelihood (dpo).
     ///
