@@ -6,8 +6,9 @@
 //! - `canaries`: ordinary prompts and the base's own answers to them, for replay and for the gate
 //! - `fit`: rows in, trained weights out; knows neither store nor registry
 //! - `dataset`: one training on rows from a file, with an objective of the user's choice
-//! - `round`: one training from the store's buffer to the live adapter, with all bookkeeping
 //! - `gate`: the measurements that decide whether a new adapter goes live
+//! - `publish`: trained weights saved, judged, and made live if they pass
+//! - `round`: one training from the store's buffer to the live adapter, with all bookkeeping
 //! - `coordinator`: when rounds run, beside a chat
 //!
 //! Everything but the coordinator blocks and can be called from anywhere. Nothing here prints.
@@ -15,7 +16,10 @@
 pub mod canaries;
 pub mod dataset;
 pub mod fit;
+pub mod gate;
+pub mod publish;
 pub mod recipe;
+pub mod round;
 pub mod rows;
 pub mod split;
 

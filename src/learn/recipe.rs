@@ -27,8 +27,8 @@ pub const LARGE_WATCHED: usize = 8;
 /// The user's own unrated prompts that are replayed beside them.
 pub const SMALL_OWN_PROMPTS: usize = 24;
 pub const LARGE_OWN_PROMPTS: usize = 8;
-/// Tokens of the base's own answer to one of these prompts, at most.
-pub const ANSWER_TOKENS: usize = 64;
+/// Tokens of the base's own answer to one of these prompts, at most; a short context gives them less.
+const ANSWER_TOKENS: usize = 64;
 /// Share of the rows that is held out, and the fewest held-out rows whose figures mean something.
 pub const HELD_OUT_SHARE: f64 = 0.2;
 pub const HELD_OUT_MIN: usize = 8;
@@ -132,6 +132,11 @@ impl Recipe {
         draws.truncate(needed);
         draws
     }
+}
+
+/// How long an answer to a built-in or unrated prompt may be, in tokens.
+pub fn answer_tokens(model: &ModelConfig) -> usize {
+    ANSWER_TOKENS.min(model.context / 16).max(1)
 }
 
 /// Steps of `epochs` epochs: an epoch is as many draws as rows.

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use candle_core::Device;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use tempfile::TempDir;
 
 use super::rows::{self, Lesson};
-use crate::feedback::Example;
+use crate::adapter::active;
+use crate::config::{Auto, Config};
 use crate::feedback::example::Origin;
+use crate::feedback::{Example, Finish, Kind, NewFeedback, NewInteraction};
 use crate::model::candle::{CandleNetwork, weights};
 use crate::model::config::{Family, ModelConfig};
 use crate::model::generation::GenerationConfig;
@@ -16,6 +20,8 @@ use crate::model::load::Model;
 use crate::model::message::Message;
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::tests::tokenizer;
+use crate::paths::Paths;
+use crate::store::Store;
 
 /// As a digest looks.
 pub const BASE: &str = "c0ffee00";
@@ -80,4 +86,74 @@ pub fn lesson(question: &str, answer: &str, origin: Origin, weight: f64) -> Less
     thread_local!(static MODEL: Model = model(1));
     let example = example(1, question, answer, origin, weight);
     MODEL.with(|model| rows::lessons(model, &[example]).unwrap().0.remove(0))
+}
+
+/// A data folder with a store, a quick recipe and a model.
+pub struct House {
+    _folder: TempDir,
+    pub paths: Paths,
+    pub store: Arc<Store>,
+    pub config: Config,
+    pub model: Model,
+}
+
+impl House {
+    /// Trains three epochs at a rate that the gate accepts.
+    pub fn new() -> House {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::at(folder.path());
+        let store = Arc::new(Store::open(&paths.db()).unwrap());
+        let mut config = Config::default();
+        config.lora.rank = 2;
+        config.lora.alpha = 4.0;
+        config.lora.training.epochs = Auto::Value(3);
+        config.lora.training.learning_rate = Auto::Value(2e-3);
+        config.feedback.threshold = 4;
+        House { _folder: folder, paths, store, config, model: model(11) }
+    }
+
+    /// An answer of the model, recorded; its id.
+    pub fn ask(&self, question: &str, answer: &str) -> i64 {
+        let new = NewInteraction {
+            session: "s".into(),
+            turn: 1,
+            messages: vec![Message::user(question)],
+            response: answer.into(),
+            model: self.model.name.clone(),
+            base: Some(BASE.into()),
+            adapter: None,
+            thinking: None,
+            sampling: Value::Null,
+            finish: Finish::Stop,
+            timings: Value::Null,
+            metadata: Value::Null,
+        };
+        self.store.add_interaction(&new).unwrap().id
+    }
+
+    pub fn praise(&self, question: &str, answer: &str) {
+        let new = NewFeedback::new(Kind::Good, &self.config.feedback.rules());
+        self.store.add_feedback(self.ask(question, answer), new).unwrap();
+    }
+
+    pub fn correct(&self, question: &str, better: &str) {
+        let new = NewFeedback::correction(better, &self.config.feedback.rules());
+        self.store.add_feedback(self.ask(question, "something else"), new).unwrap();
+    }
+
+    /// Two praised answers, two corrected ones: the threshold of this house.
+    pub fn fill(&self) {
+        self.praise("q1", "one");
+        self.correct("q2", "two");
+        self.praise("q3", "three");
+        self.correct("q4", "four");
+    }
+
+    pub fn new_examples(&self) -> usize {
+        self.store.training_set(BASE, 100).unwrap().new
+    }
+
+    pub fn live(&self) -> Option<String> {
+        active::read(&self.paths, BASE).unwrap().live
+    }
 }

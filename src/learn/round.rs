@@ -1,0 +1,352 @@
+//! One training round: the store's buffer → rows → trained weights → gate → the live adapter, with all bookkeeping.
+//!
+//! It holds the training lock from its first look at the store to its last word about the run. It blocks, and can be
+//! cancelled through its courtesy: then its examples stay new.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::canaries::{self, Answered};
+use super::fit::{Ending, Fit, Progress, Stopping, Trained};
+use super::gate::{Evidence, Measurements};
+use super::publish::{Candidate, Published, publish};
+use super::recipe::{self, Recipe};
+use super::rows::{self, Lesson, Skipped};
+use super::split::split;
+use crate::adapter::peft::{self, LoraSettings};
+use crate::adapter::provenance::Provenance;
+use crate::config::Config;
+use crate::error::{Context, Error, Result};
+use crate::feedback::Example;
+use crate::feedback::example::Origin;
+use crate::fsio::{self, Attempt, Holder, Lock};
+use crate::model::Tokens;
+use crate::model::courtesy::Courtesy;
+use crate::model::load::Model;
+use crate::model::message::Message;
+use crate::paths::Paths;
+use crate::store::{NewRun, Outcome, RunResult, Store, TrainingSet};
+use crate::train::row::Row;
+
+/// A round to do.
+pub struct Round<'a> {
+    pub store: &'a Store,
+    pub paths: &'a Paths,
+    pub config: &'a Config,
+    pub model: &'a Model,
+    /// Fewest new examples to train for; with fewer nothing is done.
+    pub need: usize,
+    /// Keep the best state so far when interrupted, as an adapter that is not live.
+    pub keep_interrupted: bool,
+    /// They change the time and no bit of the result.
+    pub threads: usize,
+    pub courtesy: Arc<Courtesy>,
+}
+
+/// What happens on the way.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The run stands in the store and training begins.
+    Started {
+        run: i64,
+        examples: usize,
+        skipped: Vec<Skipped>,
+    },
+    Progress(Progress),
+    /// The steps are done; the adapter is saved and judged.
+    Judging,
+}
+
+/// How a round ended without a fault.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// There is not enough to train on.
+    Nothing { examples: usize, new: usize },
+    /// Another process trains.
+    Busy(Holder),
+    /// The adapter is live, and the run stands in the store.
+    Live(Receipt),
+    /// The gate refused it: it is kept and not live.
+    Refused(Receipt),
+    /// Stopped; its examples stay new. With an adapter: the best state so far, kept and not live.
+    Cancelled { examples: usize, kept: Option<Receipt> },
+}
+
+/// What a round made, every figure measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Receipt {
+    pub run: i64,
+    pub adapter: String,
+    pub path: PathBuf,
+    /// Rows trained on.
+    pub examples: usize,
+    pub skipped: Vec<Skipped>,
+    pub loss_before: f64,
+    /// `None`: interrupted before it could be measured.
+    pub loss_after: Option<f64>,
+    /// What the gate measured; `None`: it did not come to that.
+    pub measured: Option<Measurements>,
+    /// Why it was refused.
+    pub reasons: Vec<String>,
+    pub warnings: Vec<String>,
+    pub steps: usize,
+    pub ending: Ending,
+    pub seconds: f64,
+}
+
+/// The name of the lock that a training holds, within the data folder.
+pub const LOCK: &str = "train";
+
+/// Cores to train on: all that there are.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Takes the training lock of the data folder, or says who has it.
+pub fn lock(paths: &Paths) -> Result<Attempt> {
+    fsio::create_private_dir(paths.root())?;
+    Lock::attempt(&paths.lock(LOCK), "training")
+}
+
+/// The examples of a run, ready for training.
+struct Material {
+    set: TrainingSet,
+    trained: Vec<Lesson>,
+    held_out: Vec<Lesson>,
+    skipped: Vec<Skipped>,
+    recipe: Recipe,
+    settings: LoraSettings,
+}
+
+impl Round<'_> {
+    /// Runs the round, telling what happens on the way.
+    ///
+    /// Errors: what the configuration asks for cannot be trained, no example fits into the model's context, a loss is not
+    /// finite, the disk or the network fails. The run is then marked as failed and its examples stay new.
+    pub fn run(self, on_event: &mut dyn FnMut(Event)) -> Result<Ended> {
+        let _lock = match lock(self.paths)? {
+            Attempt::Acquired(lock) => lock,
+            Attempt::Held(holder) => return Ok(Ended::Busy(holder)),
+        };
+        let set = self.store.training_set(&self.model.base, self.config.feedback.buffer_capacity)?;
+        if set.buffer.is_empty() || set.new < self.need {
+            return Ok(Ended::Nothing { examples: set.buffer.len(), new: set.new });
+        }
+        let started = Instant::now();
+        let material = self.material(set)?;
+        let parameters = parameters(&material)?;
+        let run = self.store.begin_run(&NewRun {
+            model: &self.model.name,
+            base: &self.model.base,
+            parameters: &parameters,
+            examples: material.set.buffer.examples(),
+        })?;
+        let examples = material.trained.len();
+        on_event(Event::Started { run, examples, skipped: material.skipped.clone() });
+
+        let mut result = RunResult {
+            outcome: Outcome::Failed,
+            reason: None,
+            adapter: None,
+            loss_before: None,
+            loss_after: None,
+            seconds: 0.0,
+            curve: Vec::new(),
+            gate: Value::Null,
+        };
+        let ended = self.train(run, material, parameters, started, &mut result, on_event);
+        result.seconds = started.elapsed().as_secs_f64();
+        match &ended {
+            Ok(_) => {}
+            Err(e) if e.is_interrupted() => result.outcome = Outcome::Cancelled,
+            Err(e) => result.reason = Some(e.to_string()),
+        }
+        let noted = self.store.finish_run(run, &result).with_context(|| match (&result.adapter, result.outcome) {
+            (Some(name), Outcome::Completed) => format!("adapter {name} is live, but its run could not be noted"),
+            _ => "the run could not be noted".to_string(),
+        });
+        match ended {
+            Err(e) if e.is_interrupted() => noted.map(|()| Ended::Cancelled { examples, kept: None }),
+            Err(e) => Err(e),
+            Ok(ended) => noted.map(|()| ended),
+        }
+    }
+
+    fn material(&self, set: TrainingSet) -> Result<Material> {
+        let settings = self.config.lora.settings()?;
+        let (lessons, skipped) = rows::lessons(self.model, set.buffer.examples())?;
+        if lessons.is_empty() {
+            let first = skipped.first().map(|s| format!(": {s}")).unwrap_or_default();
+            return Err(Error::failure(format!("no example fits into the model's context{first}")));
+        }
+        let (trained, held_out) = split(lessons);
+        let recipe = Recipe::resolve(&self.config.lora, self.model.network.config(), trained.len());
+        Ok(Material { set, trained, held_out, skipped, recipe, settings })
+    }
+
+    /// Everything between the run's first and last entry in the store; `result` gathers what the last one says.
+    fn train(
+        &self,
+        run: i64,
+        material: Material,
+        parameters: Value,
+        started: Instant,
+        result: &mut RunResult,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Ended> {
+        let Material { set, trained: lessons, held_out, skipped, recipe, settings } = material;
+        let (replayed, watched) = self.base_answers(set.buffer.examples())?;
+        let trained = self.fit(&lessons, &held_out, &replayed, &recipe, &settings, on_event)?;
+        let Trained { weights, ending, steps, before, after, curve, .. } = trained;
+        result.loss_before = Some(before.loss);
+        result.loss_after = after.as_ref().map(|figures| figures.loss);
+        result.curve = curve.iter().map(|step| step.loss).collect();
+        let interrupted = ending == Ending::Interrupted;
+        if interrupted && !self.keep_interrupted {
+            return Err(Error::interrupted());
+        }
+
+        on_event(Event::Judging);
+        let mut provenance = Provenance::new(&self.model.base, &self.model.name);
+        provenance.run = Some(run);
+        provenance.examples = lessons.len();
+        provenance.parameters = parameters;
+        provenance.parameters["steps_taken"] = json!(steps);
+        provenance.parameters["ending"] = json!(ending);
+        (provenance.loss_before, provenance.loss_after) = (result.loss_before, result.loss_after);
+        provenance.seconds = Some(started.elapsed().as_secs_f64());
+        let evidence = after.filter(|_| !interrupted).map(|after| Evidence {
+            loss: (before.loss, after.loss),
+            held_out: before.held_out.zip(after.held_out),
+            corrections: corrections(&lessons),
+            watched: &watched,
+            ends: &self.model.generation.eos,
+        });
+        let candidate = Candidate { weights, settings, provenance, evidence };
+        let network = self.model.network.as_ref();
+        let Published { adapter, path, report, live } =
+            publish(self.paths, network, candidate, self.keep_interrupted, self.threads, &self.courtesy)?;
+
+        result.adapter = Some(adapter.clone());
+        if let Some(report) = &report {
+            result.gate = serde_json::to_value(report.provenance()?)?;
+        }
+        let report_known = report.is_some();
+        let report = report.unwrap_or_default();
+        result.reason = (!report.reasons.is_empty()).then(|| report.reasons.join("; "));
+        let receipt = Receipt {
+            run,
+            adapter,
+            path,
+            examples: lessons.len(),
+            skipped,
+            loss_before: before.loss,
+            loss_after: result.loss_after,
+            measured: report_known.then_some(report.measured),
+            reasons: report.reasons,
+            warnings: report.warnings,
+            steps,
+            ending,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let (outcome, ended) = match (report_known, live) {
+            (true, true) => (Outcome::Completed, Ended::Live(receipt)),
+            (true, false) => (Outcome::Refused, Ended::Refused(receipt)),
+            (false, _) => {
+                let ended = Ended::Cancelled { examples: receipt.examples, kept: Some(receipt) };
+                (Outcome::Cancelled, ended)
+            }
+        };
+        result.outcome = outcome;
+        Ok(ended)
+    }
+
+    /// The base's own answers: to replay, and to watch.
+    fn base_answers(&self, examples: &[Example]) -> Result<(Vec<Answered>, Vec<Answered>)> {
+        let config = self.model.network.config();
+        let longest = recipe::answer_tokens(config);
+        let (replayed, watched, own) = match config.is_small() {
+            true => (canaries::REPLAYED.len(), canaries::WATCHED.len(), recipe::SMALL_OWN_PROMPTS),
+            false => (recipe::LARGE_REPLAYED, recipe::LARGE_WATCHED, recipe::LARGE_OWN_PROMPTS),
+        };
+        let taught = examples.iter().map(|e| e.messages.as_slice());
+        let answers = |prompts: Vec<Vec<Message>>| {
+            let prompts = canaries::unlike(prompts, taught.clone());
+            canaries::answer(self.model, &prompts, longest, &self.courtesy)
+        };
+        let built_in = |list: &[&str], n: usize| list.iter().take(n).map(|p| canaries::conversation(p)).collect();
+        let mut prompts: Vec<Vec<Message>> = built_in(&canaries::REPLAYED, replayed);
+        prompts.extend(self.store.unrated_prompts(&self.model.base, own)?);
+        Ok((answers(prompts)?, answers(built_in(&canaries::WATCHED, watched))?))
+    }
+
+    fn fit(
+        &self,
+        lessons: &[Lesson],
+        held_out: &[Lesson],
+        replayed: &[Answered],
+        recipe: &Recipe,
+        settings: &LoraSettings,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<Trained> {
+        let imitate = |lessons: &[Lesson]| -> Vec<Row> {
+            // Weights act through the draws, so every row counts the same in the loss.
+            lessons.iter().map(|l| Row::imitate(l.tokens.clone(), 1.0)).collect()
+        };
+        let replay: Vec<Row> =
+            replayed.iter().filter_map(Answered::tokens).map(|t| Row::stay(t, recipe.replay_weight)).collect();
+        let weights: Vec<_> = lessons.iter().map(|l| (l.key, l.weight)).collect();
+        let network = self.model.network.as_ref();
+        let fit = Fit {
+            network,
+            start: peft::init(network.config(), settings, recipe.seed),
+            rows: &imitate(lessons),
+            importance: &lessons.iter().map(|l| l.weight).collect::<Vec<_>>(),
+            draws: &recipe.draws(&weights),
+            batch: recipe.batch_size,
+            replay: &replay,
+            replay_draws: &recipe.replay_draws(replay.len()),
+            replay_batch: recipe.replay_rows,
+            held_out: &imitate(held_out),
+            plan: recipe.plan(),
+            stopping: Stopping { learned: recipe.stop_at, patience: None },
+            threads: self.threads,
+            courtesy: Arc::clone(&self.courtesy),
+        };
+        fit.run(&mut |_, progress| {
+            on_event(Event::Progress(*progress));
+            Ok(())
+        })
+    }
+}
+
+fn corrections(lessons: &[Lesson]) -> Vec<&Tokens> {
+    lessons.iter().filter(|l| l.origin == Origin::Correction).map(|l| &l.tokens).collect()
+}
+
+/// What the store and the adapter's provenance say about how it was trained.
+fn parameters(material: &Material) -> Result<Value> {
+    let Material { trained, held_out, recipe, settings, .. } = material;
+    let mut parameters = serde_json::to_value(recipe)?;
+    let more = json!({
+        "objective": "sft",
+        "order": "weighted",
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "targets": settings.targets.iter().map(|t| t.name()).collect::<Vec<_>>(),
+        "use_rslora": settings.use_rslora,
+        "rows": trained.len(),
+        "held_out_rows": held_out.len(),
+    });
+    if let (Value::Object(parameters), Value::Object(more)) = (&mut parameters, more) {
+        parameters.extend(more);
+    }
+    Ok(parameters)
+}
+
+#[cfg(test)]
+#[path = "round_tests.rs"]
+mod tests;
