@@ -13,6 +13,7 @@ use crate::model::lora::LoraWeights;
 use crate::model::message::{Message, Role};
 use crate::model::sampling::{Sampler, Sampling};
 use crate::model::{Decoder, Network, Tokens};
+use crate::train::chat::ChatFormat;
 
 use super::rows;
 
@@ -167,9 +168,10 @@ pub fn answer(
     let mut sorted: Vec<([u8; 32], &Vec<Message>)> = prompts.iter().map(|p| (prompt_digest(p), p)).collect();
     sorted.sort_by_key(|(key, _)| *key);
     sorted.dedup_by_key(|(key, _)| *key);
+    let format = ChatFormat::of(model)?;
     let mut answered = Vec::with_capacity(sorted.len());
     for (key, messages) in sorted {
-        let prompt = rows::prompt_ids(model, messages, rows::default_thinking(model))?;
+        let prompt = format.prompt(messages, rows::default_thinking(model))?;
         if prompt.len() + max_tokens > model.network.config().context {
             continue;
         }

@@ -5,9 +5,9 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
-use crate::config::{Auto, LoraSection, Schedule as Course, TrainingSection};
-use crate::feedback::buffer::systematic_draws;
+use crate::config::{Auto, LoraSection, TrainingSection};
 use crate::model::config::ModelConfig;
+use crate::train::order::{steps_of, weighted_draws};
 use crate::train::run::Plan;
 use crate::train::schedule::{Schedule, Shape, warmup_steps};
 
@@ -73,7 +73,7 @@ impl Recipe {
             batch_size,
             steps,
             warmup_steps: warmup_steps(warmup_ratio, steps),
-            schedule: shape(lora.training.schedule),
+            schedule: lora.training.schedule,
             stop_at,
             weight_decay,
             max_grad_norm,
@@ -103,20 +103,7 @@ impl Recipe {
     ///
     /// `rows` are (content, weight); the draws follow from content and seed, whatever the rows' order.
     pub fn draws(&self, rows: &[([u8; 32], f64)]) -> Vec<usize> {
-        let needed = self.steps * self.batch_size;
-        let mut draws = Vec::with_capacity(needed);
-        for epoch in 0.. {
-            if draws.len() >= needed || rows.is_empty() {
-                break;
-            }
-            let drawn = systematic_draws(rows, rows.len(), self.seed.wrapping_add(epoch));
-            if drawn.is_empty() {
-                break; // no weight can be drawn
-            }
-            draws.extend(drawn);
-        }
-        draws.truncate(needed);
-        draws
+        weighted_draws(rows, self.steps * self.batch_size, self.seed)
     }
 
     /// The replayed rows of all steps, one step behind the other: all of `rows` in a new order, again and again.
@@ -137,20 +124,6 @@ impl Recipe {
 /// How long an answer to a built-in or unrated prompt may be, in tokens.
 pub fn answer_tokens(model: &ModelConfig) -> usize {
     ANSWER_TOKENS.min(model.context / 16).max(1)
-}
-
-/// Steps of `epochs` epochs: an epoch is as many draws as rows.
-pub fn steps_of(epochs: usize, rows: usize, batch_size: usize) -> usize {
-    epochs.saturating_mul(rows).div_ceil(batch_size.max(1))
-}
-
-/// The configuration's name of a schedule in the trainer's words.
-pub fn shape(course: Course) -> Shape {
-    match course {
-        Course::Cosine => Shape::Cosine,
-        Course::Linear => Shape::Linear,
-        Course::Constant => Shape::Constant,
-    }
 }
 
 #[cfg(test)]
@@ -178,19 +151,12 @@ mod tests {
         lora.training.learning_rate = Auto::Value(3e-5);
         lora.training.epochs = Auto::Value(40);
         lora.training.max_steps = 7;
-        lora.training.schedule = Course::Constant;
+        lora.training.schedule = Shape::Constant;
         lora.training.max_grad_norm = 0.0;
         let recipe = Recipe::resolve(&lora, &testing::config(), 33);
         assert_eq!((recipe.learning_rate, recipe.steps, recipe.stop_at), (3e-5, 330, None));
         assert_eq!((recipe.schedule, recipe.dropout), (Shape::Constant, 0.1));
         assert_eq!(recipe.plan().max_grad_norm, f64::INFINITY, "0 is off, not a gradient of length 0");
-    }
-
-    #[test]
-    fn an_epoch_is_as_many_draws_as_rows() {
-        assert_eq!(steps_of(3, 10, 4), 8);
-        assert_eq!(steps_of(1, 1, 4), 1);
-        assert_eq!(steps_of(0, 10, 4), 0);
     }
 
     fn rows(n: u8) -> Vec<([u8; 32], f64)> {

@@ -98,7 +98,7 @@ pub struct Receipt {
 }
 
 /// The name of the lock that a training holds, within the data folder.
-pub const LOCK: &str = "train";
+pub const LOCK: &str = "training";
 
 /// Cores to train on: all that there are.
 pub fn default_threads() -> usize {

@@ -1,12 +1,13 @@
 //! From examples to token rows: the prompt by the model's own chat template, the completion tokenised apart.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::feedback::Example;
 use crate::feedback::example::Origin;
 use crate::model::Tokens;
 use crate::model::load::Model;
-use crate::model::message::{Message, Role};
+use crate::model::message::Role;
 use crate::text;
+use crate::train::chat::ChatFormat;
 
 /// An example ready to be learned.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,39 +41,6 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// Who wrote a text, which decides what markup in it means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Author {
-    /// `<think>` and its like are tokens, as the model wrote them.
-    Model,
-    /// Whatever looks like a token is plain text.
-    User,
-}
-
-/// Ids of a conversation with the opening of the answer.
-pub fn prompt_ids(model: &Model, messages: &[Message], thinking: Option<bool>) -> Result<Vec<u32>> {
-    model.template.encode(&model.tokenizer, messages, true, thinking)
-}
-
-/// Ids of an answer and the end of its turn.
-pub fn completion_ids(model: &Model, text: &str, author: Author) -> Result<Vec<u32>> {
-    let mut ids = match author {
-        Author::Model => model.tokenizer.encode_completion(text)?,
-        Author::User => model.tokenizer.encode_text(text)?,
-    };
-    ids.push(end_of_turn(model)?);
-    Ok(ids)
-}
-
-/// The id that ends an answer: Qwen's `<|im_end|>`, else the first that the model's folder names.
-pub fn end_of_turn(model: &Model) -> Result<u32> {
-    let named = model.tokenizer.special_id("<|im_end|>").or_else(|| model.generation.eos.first().copied());
-    named.ok_or_else(|| {
-        Error::failure("the model names no token that ends an answer, so it cannot learn where to end")
-            .hint("generation_config.json needs an eos_token_id")
-    })
-}
-
 /// How the base is asked for its own answers: where its template can switch thinking, without; as the chat does.
 pub fn default_thinking(model: &Model) -> Option<bool> {
     (!model.builtin && model.template.has_thinking()).then_some(false)
@@ -81,14 +49,14 @@ pub fn default_thinking(model: &Model) -> Option<bool> {
 /// All examples as rows, in the order of their content, and those that are too long for the model.
 pub fn lessons(model: &Model, examples: &[Example]) -> Result<(Vec<Lesson>, Vec<Skipped>)> {
     let context = model.network.config().context;
+    let format = ChatFormat::of(model)?;
     let (mut lessons, mut skipped) = (Vec::new(), Vec::new());
     for example in examples {
-        let (text, author) = match example.origin {
-            Origin::Praise => (example.completion.as_str(), Author::Model),
-            Origin::Correction => (example.completion.trim(), Author::User),
+        let prompt = format.prompt(&example.messages, example.thinking)?;
+        let completion = match example.origin {
+            Origin::Praise => format.completion(&example.completion)?,
+            Origin::Correction => format.typed(example.completion.trim())?,
         };
-        let prompt = prompt_ids(model, &example.messages, example.thinking)?;
-        let completion = completion_ids(model, text, author)?;
         let tokens = prompt.len() + completion.len();
         if tokens > context {
             let question = example.messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);

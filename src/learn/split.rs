@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::recipe::{HELD_OUT_MIN, HELD_OUT_SHARE};
 use super::rows::Lesson;
 use crate::feedback::example::Origin;
+use crate::train::order::is_held_out;
 
 /// Parts the rows into those to train on and those to measure on.
 ///
@@ -12,10 +13,13 @@ use crate::feedback::example::Origin;
 /// [`HELD_OUT_MIN`] rows to measure on their figures would say nothing, so then all rows are trained on: every round
 /// starts from the base anew, which has seen none of them.
 pub fn split(lessons: Vec<Lesson>) -> (Vec<Lesson>, Vec<Lesson>) {
-    let taught: HashSet<&str> = lessons.iter().filter(|l| !is_chosen(&l.key)).map(|l| l.answer.as_str()).collect();
+    let taught: HashSet<&str> =
+        lessons.iter().filter(|l| !is_held_out(&l.key, HELD_OUT_SHARE)).map(|l| l.answer.as_str()).collect();
     let out: Vec<bool> = lessons
         .iter()
-        .map(|l| is_chosen(&l.key) && (l.origin == Origin::Praise || taught.contains(l.answer.as_str())))
+        .map(|l| {
+            is_held_out(&l.key, HELD_OUT_SHARE) && (l.origin == Origin::Praise || taught.contains(l.answer.as_str()))
+        })
         .collect();
     if out.iter().filter(|out| **out).count() < HELD_OUT_MIN {
         return (lessons, Vec::new());
@@ -23,13 +27,6 @@ pub fn split(lessons: Vec<Lesson>) -> (Vec<Lesson>, Vec<Lesson>) {
     let mut out = out.into_iter();
     let (held_out, trained) = lessons.into_iter().partition(|_| out.next() == Some(true));
     (trained, held_out)
-}
-
-/// Whether content with this digest belongs to the held-out share.
-fn is_chosen(key: &[u8; 32]) -> bool {
-    // Digests are uniform: their first four bytes are a fraction.
-    let [a, b, c, d, ..] = *key;
-    f64::from(u32::from_be_bytes([a, b, c, d])) < HELD_OUT_SHARE * f64::from(u32::MAX)
 }
 
 #[cfg(test)]

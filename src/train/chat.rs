@@ -51,6 +51,13 @@ impl<'m> ChatFormat<'m> {
         Ok(ids)
     }
 
+    /// An answer that a person typed, as [`ChatFormat::completion`]; what looks like markup in it is text.
+    pub fn typed(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.tokenizer.encode_text(text)?;
+        ids.push(self.end_of_turn);
+        Ok(ids)
+    }
+
     /// A prompt and its answer: what training sees of an example.
     pub fn tokens(&self, messages: &[Message], completion: &str, thinking: Option<bool>) -> Result<Tokens> {
         Ok(Tokens::new(&self.prompt(messages, thinking)?, &self.completion(completion)?))
