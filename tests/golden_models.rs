@@ -1,5 +1,5 @@
-//! The candle network against transformers and PEFT: log-probabilities, logits and greedy choices of the reference models,
-//! alone and under the reference adapters, through the library and through `finch score`.
+//! The network against transformers and PEFT: log-probabilities, logits and greedy choices of small random models, alone
+//! and under adapters, through the library and through `finch score`.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::reference;
+use common::{computed_values, subfolders};
 use finch::adapter::peft;
 use finch::model::Decoder;
 use finch::model::digest::DigestCache;
@@ -85,44 +85,37 @@ fn check(decoder: &mut dyn Decoder, row: &Value, what: &str) {
 }
 
 #[test]
-fn reference_models_give_the_reference_values() {
-    let Some(golden) = reference("golden/models") else { return };
-    let mut rows = 0;
-    for folder in fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()) {
-        let base = base(&folder);
-        let mut decoder = base.network.decoder(None).unwrap();
-        for row in expected(&folder) {
-            check(&mut *decoder, &row, &base.name);
-            rows += 1;
+fn models_give_the_computed_values() {
+    for values in computed_values() {
+        for folder in subfolders(&values.join("models")) {
+            let base = base(&folder);
+            let mut decoder = base.network.decoder(None).unwrap();
+            for row in expected(&folder) {
+                check(&mut *decoder, &row, &base.name);
+            }
         }
     }
-    assert!(rows >= 16, "{rows}");
 }
 
 #[test]
-fn reference_adapters_give_the_reference_values() {
-    let Some(golden) = reference("golden") else { return };
-    let mut kinds = Vec::new();
-    for folder in fs::read_dir(golden.join("adapters")).unwrap().map(|entry| entry.unwrap().path()) {
-        let name = folder.file_name().unwrap().to_str().unwrap().to_string();
-        let (model, kind) = name.split_once("--").unwrap();
-        let base = base(&golden.join("models").join(model));
-        let adapter = peft::read(&folder, base.network.config());
-        if kind == "dora" {
-            let error = adapter.expect_err("DoRA is refused by name");
-            assert!(error.message().contains("DoRA"), "{error}");
-            continue;
+fn adapters_give_the_computed_values() {
+    for values in computed_values() {
+        for folder in subfolders(&values.join("adapters")) {
+            let name = folder.file_name().unwrap().to_str().unwrap().to_string();
+            let (model, kind) = name.split_once("--").unwrap();
+            let base = base(&values.join("models").join(model));
+            let adapter = peft::read(&folder, base.network.config());
+            if kind == "dora" {
+                let error = adapter.expect_err("DoRA is refused by name");
+                assert!(error.message().contains("DoRA"), "{error}");
+                continue;
+            }
+            let mut decoder = base.network.decoder(Some(&adapter.unwrap().weights)).unwrap();
+            for row in expected(&folder) {
+                check(&mut *decoder, &row, &name);
+            }
         }
-        let adapter = adapter.unwrap();
-        let mut decoder = base.network.decoder(Some(&adapter.weights)).unwrap();
-        for row in expected(&folder) {
-            check(&mut *decoder, &row, &name);
-        }
-        kinds.push(kind.to_string());
     }
-    kinds.sort();
-    kinds.dedup();
-    assert_eq!(kinds, ["attention-only", "lora", "rslora"]);
 }
 
 /// Runs `finch score` over the rows; its rows, or what it said on standard error.
@@ -145,53 +138,83 @@ fn score(model: &Path, arguments: &[&str], rows: &[Value]) -> Result<Vec<Value>,
 }
 
 #[test]
-fn finch_score_prints_the_reference_values() {
-    let Some(golden) = reference("golden") else { return };
-    let model = golden.join("models/qwen3-tied-bf16");
-    let adapter = golden.join("adapters/qwen3-tied-bf16--rslora");
-    for (folder, arguments) in [(&model, vec![]), (&adapter, vec!["--adapter", adapter.to_str().unwrap()])] {
-        let expected = expected(folder);
-        let tokens = expected[0]["greedy"].as_array().unwrap().len().to_string();
-        let rows: Vec<Value> = expected.iter().map(|row| json!({"ids": row["ids"]})).collect();
-        let arguments = [&["--continue", &tokens], arguments.as_slice()].concat();
-        let scored = score(&model, &arguments, &rows).unwrap();
-        assert_eq!(scored.len(), expected.len());
-        for (found, row) in scored.iter().zip(&expected) {
-            let what = format!("{} tokens", ids(&row["ids"]).len());
-            assert_eq!(found["ids"], row["ids"]);
-            assert_eq!(found["token_logprobs"][0], Value::Null);
-            let logprobs: Vec<f32> = floats(&found["token_logprobs"]).into_iter().map(|v| v as f32).collect();
-            assert_close(&logprobs, &floats(&row["token_logprobs"]), tolerance(logprobs.len()), &what);
-            assert_greedy(&ids(&found["greedy"]), row, &what);
+fn finch_score_prints_the_computed_values() {
+    for values in computed_values() {
+        let model = values.join("models/qwen3-tied-bf16");
+        let adapter = values.join("adapters/qwen3-tied-bf16--rslora");
+        for (folder, arguments) in [(&model, vec![]), (&adapter, vec!["--adapter", adapter.to_str().unwrap()])] {
+            let expected = expected(folder);
+            let tokens = expected[0]["greedy"].as_array().unwrap().len().to_string();
+            let rows: Vec<Value> = expected.iter().map(|row| json!({"ids": row["ids"]})).collect();
+            let arguments = [&["--continue", &tokens], arguments.as_slice()].concat();
+            let scored = score(&model, &arguments, &rows).unwrap();
+            assert_eq!(scored.len(), expected.len());
+            for (found, row) in scored.iter().zip(&expected) {
+                let what = format!("{} tokens", ids(&row["ids"]).len());
+                assert_eq!(found["ids"], row["ids"]);
+                assert_eq!(found["token_logprobs"][0], Value::Null);
+                let logprobs: Vec<f32> = floats(&found["token_logprobs"]).into_iter().map(|v| v as f32).collect();
+                assert_close(&logprobs, &floats(&row["token_logprobs"]), tolerance(logprobs.len()), &what);
+                assert_greedy(&ids(&found["greedy"]), row, &what);
+            }
         }
     }
 }
 
 #[test]
 fn finch_score_reads_text_and_conversations() {
-    let Some(golden) = reference("golden/models") else { return };
-    let model = golden.join("qwen2-tied-bf16");
-    let json: Value = serde_json::from_slice(&fs::read(model.join("expected.json")).unwrap()).unwrap();
-    let tokenizer = &json["tokenizer"];
-    let rows = [json!({"text": tokenizer["text"]}), json!({"messages": tokenizer["chat"]})];
+    for values in computed_values() {
+        for model in subfolders(&values.join("models")) {
+            let json: Value = serde_json::from_slice(&fs::read(model.join("expected.json")).unwrap()).unwrap();
+            let tokenizer = &json["tokenizer"];
+            let rows = [json!({"text": tokenizer["text"]}), json!({"messages": tokenizer["chat"]})];
+            let scored = score(&model, &[], &rows).unwrap();
+            assert_eq!(scored[0]["ids"], tokenizer["ids"]);
+            assert_eq!(scored[1]["ids"], tokenizer["chat_ids"]);
+            assert_eq!(scored[0]["greedy"], json!([]));
+        }
+    }
+}
+
+#[test]
+fn finch_score_needs_no_tokenizer_for_ids() {
+    let from = fixture("qwen2-untied-f16");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(file), folder.path().join(file)).unwrap();
+    }
+    assert_eq!(score(folder.path(), &[], &[json!({"ids": [1, 2]})]).unwrap().len(), 1);
+    let error = score(folder.path(), &[], &[json!({"text": "x"})]).unwrap_err();
+    assert!(error.contains("tokenizer.json is missing"), "{error}");
+}
+
+#[test]
+fn finch_score_scores_an_answer_with_the_end_of_its_turn() {
+    let model = fixture("qwen3-tied-bf16");
+    let question = json!({"role": "user", "content": "sing"});
+    let rows =
+        [json!({"messages": [question]}), json!({"messages": [question, {"role": "assistant", "content": "no"}]})];
     let scored = score(&model, &[], &rows).unwrap();
-    assert_eq!(scored[0]["ids"], tokenizer["ids"]);
-    assert_eq!(scored[1]["ids"], tokenizer["chat_ids"]);
-    assert_eq!(scored[0]["greedy"], json!([]));
+    let (prompt, whole) = (ids(&scored[0]["ids"]), ids(&scored[1]["ids"]));
+    assert!(whole.starts_with(&prompt) && whole.len() > prompt.len());
+    assert_eq!(whole.last(), Some(&279), "<|im_end|>");
 }
 
 #[test]
 fn finch_score_names_the_bad_row() {
-    let Some(golden) = reference("golden/models") else { return };
-    let model = golden.join("qwen2-tied-bf16");
+    let model = fixture("qwen2-untied-f16");
     for (row, expected) in [
-        (json!({"ids": [608]}), "rows.jsonl:2: ids[0] is 608; the model's token ids go from 0 to 607"),
+        (json!({"ids": [280]}), "rows.jsonl:2: ids[0] is 280; the model's token ids go from 0 to 279"),
         (json!({"ids": []}), "rows.jsonl:2: the row holds no tokens"),
         (json!({"id": [1]}), "rows.jsonl:2: a row needs exactly one of"),
         (json!({"ids": [1], "text": "x"}), "rows.jsonl:2: a row needs exactly one of"),
-        (json!({"ids": vec![1; 5000]}), "5000 tokens and 0 to continue with are more than the model's context of 4096"),
+        (json!({"ids": vec![1; 600]}), "600 tokens and 0 to continue with are more than the model's context of 512"),
     ] {
         let error = score(&model, &[], &[json!({"ids": [1, 2]}), row]).unwrap_err();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+fn fixture(model: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models").join(model)
 }

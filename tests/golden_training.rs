@@ -1,5 +1,5 @@
 //! `finch train --data` against torch and PEFT: loss, gradient norm and learning rate of every step, and the adapter at
-//! the end, for each of the reference trajectories.
+//! the end, for every computed trajectory.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::reference;
+use common::{computed_values, subfolders};
 use finch::adapter::peft;
 use finch::model::config::ModelConfig;
 use serde_json::Value;
@@ -22,10 +22,10 @@ fn json(path: &Path) -> Value {
 }
 
 /// Trains as `expected` says; the metrics, and the final adapter's greatest distance from the reference.
-fn follow(golden: &Path, folder: &Path) {
+fn follow(values: &Path, folder: &Path) {
     let name = folder.file_name().unwrap().to_str().unwrap();
     let expected = json(&folder.join("expected.json"));
-    let model = golden.join("models").join(expected["base"].as_str().unwrap());
+    let model = values.join("models").join(expected["base"].as_str().unwrap());
     let home = tempfile::tempdir().unwrap();
     let (output, metrics) = (home.path().join("adapter"), home.path().join("metrics.jsonl"));
     let text = |key: &str| expected[key].as_str().map_or_else(|| expected[key].to_string(), str::to_string);
@@ -87,19 +87,22 @@ fn follow(golden: &Path, folder: &Path) {
 }
 
 fn follow_all(kind: &str) {
-    let Some(golden) = reference("golden") else { return };
-    for base in ["qwen2-tied-bf16", "qwen3-tied-bf16"] {
-        follow(&golden, &golden.join(format!("training/{base}--{kind}")));
+    for values in computed_values() {
+        for folder in subfolders(&values.join("training")) {
+            if folder.to_str().unwrap().ends_with(&format!("--{kind}")) {
+                follow(&values, &folder);
+            }
+        }
     }
 }
 
 #[test]
-fn sft_follows_the_reference() {
+fn sft_follows_torch() {
     follow_all("sft");
 }
 
 #[test]
-fn dpo_follows_the_reference() {
+fn dpo_follows_torch() {
     follow_all("dpo");
 }
 
@@ -109,6 +112,6 @@ fn dpo_from_an_adapter_keeps_the_base_as_reference() {
 }
 
 #[test]
-fn kto_follows_the_reference() {
+fn kto_follows_torch() {
     follow_all("kto");
 }
