@@ -14,6 +14,7 @@
 //! Everything but the coordinator blocks and can be called from anywhere. Nothing here prints.
 
 pub mod canaries;
+pub mod coordinator;
 pub mod dataset;
 pub mod fit;
 pub mod gate;
