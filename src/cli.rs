@@ -125,19 +125,19 @@ pub struct TrainArgs {
     #[arg(long, conflicts_with = "data")]
     pub all: bool,
     /// Write the adapter to this new or empty folder: it is then neither registered nor made active
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "data")]
     pub output: Option<PathBuf>,
     /// The loss; auto is finch's own mixture with hold-out, replay and early stop
-    #[arg(long, value_enum, default_value_t = Objective::Auto)]
+    #[arg(long, value_enum, default_value_t = Objective::Auto, requires = "data")]
     pub objective: Objective,
     /// Start from this adapter; it gives rank, alpha and targets
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", requires = "data")]
     pub init_adapter: Option<PathBuf>,
     /// Order of the rows: as in the file, drawn by weight, or short to long
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, requires = "data")]
     pub order: Option<Order>,
     /// Optimiser steps in all
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "data")]
     pub steps: Option<usize>,
     /// Passes over the rows
     #[arg(long, value_name = "N")]
@@ -146,13 +146,13 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
     /// Forwards of an optimiser step
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "data")]
     pub gradient_accumulation: Option<usize>,
     /// Peak learning rate (default: found for the model)
     #[arg(long, value_name = "X")]
     pub learning_rate: Option<f64>,
     /// Steps of linear warm-up
-    #[arg(long, value_name = "N", conflicts_with = "warmup_ratio")]
+    #[arg(long, value_name = "N", conflicts_with = "warmup_ratio", requires = "data")]
     pub warmup_steps: Option<usize>,
     /// Share of the steps that warm up
     #[arg(long, value_name = "X")]
@@ -167,19 +167,19 @@ pub struct TrainArgs {
     #[arg(long, value_name = "X")]
     pub max_grad_norm: Option<f64>,
     /// Strength of the pull to the reference model (dpo, kto)
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", requires = "data")]
     pub beta: Option<f64>,
     /// Weight of the likelihood of the chosen side (dpo)
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", requires = "data")]
     pub sft_weight: Option<f64>,
     /// Weight of the replay of the base's own answers
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", requires = "data")]
     pub replay: Option<f64>,
     /// Share of the rows held out to measure on
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", requires = "data")]
     pub eval_split: Option<f64>,
     /// Longest row in tokens; longer ones are skipped and named
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "data")]
     pub max_length: Option<usize>,
     /// Seed of order, draws and start values
     #[arg(long, value_name = "N")]
@@ -197,7 +197,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "init_adapter")]
     pub targets: Option<Vec<String>>,
     /// Write a row for each optimiser step to this file (JSONL)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "data")]
     pub metrics: Option<PathBuf>,
 }
 

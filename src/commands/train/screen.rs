@@ -1,42 +1,46 @@
 //! How far a training is: a bar on a terminal, plain lines otherwise.
 
 use std::io::{IsTerminal, stderr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::repl::render;
+use crate::learn::fit::Progress;
+use crate::repl::{render, render_training, views};
 use crate::train::run::StepReport;
 
 /// Plain lines of a whole training, about.
 const LINES: usize = 20;
+/// Between plain lines of a training of unknown length, at least.
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
 
-pub enum Screen {
-    Bar(ProgressBar),
+/// How far a training of a known length is.
+pub enum Bar {
+    Terminal(ProgressBar),
     Lines { steps: usize, started: Instant },
 }
 
-impl Screen {
-    pub fn start(steps: usize) -> Screen {
+impl Bar {
+    pub fn start(steps: usize) -> Bar {
         if !stderr().is_terminal() {
-            return Screen::Lines { steps, started: Instant::now() };
+            return Bar::Lines { steps, started: Instant::now() };
         }
         let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("{bar:30} step {pos}/{len}, {msg}{elapsed}, {eta} left") {
             bar.set_style(style);
         }
         bar.tick();
-        Screen::Bar(bar)
+        Bar::Terminal(bar)
     }
 
     pub fn step(&mut self, report: &StepReport) {
         let StepReport { step, loss, learning_rate, .. } = report;
         match self {
-            Screen::Bar(bar) => {
+            Bar::Terminal(bar) => {
                 bar.set_message(format!("loss {loss:.3}, "));
                 bar.set_position(*step as u64);
             }
-            Screen::Lines { steps, started } => {
+            Bar::Lines { steps, started } => {
                 let every = steps.div_ceil(LINES).max(1);
                 if step.is_multiple_of(every) || *step == 1 || step == steps {
                     let taken = render::duration(started.elapsed().as_secs_f64());
@@ -48,7 +52,61 @@ impl Screen {
 
     /// Takes the bar away.
     pub fn end(&mut self) {
-        if let Screen::Bar(bar) = self {
+        if let Bar::Terminal(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// How far a training is whose end is not known beforehand.
+pub enum Spinner {
+    Terminal(ProgressBar),
+    Lines { last: Option<Instant> },
+}
+
+impl Spinner {
+    pub fn start(doing: &'static str) -> Spinner {
+        if !stderr().is_terminal() {
+            return Spinner::Lines { last: None };
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_message(doing);
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Spinner::Terminal(bar)
+    }
+
+    /// A line that stays.
+    pub fn say(&self, line: &str) {
+        match self {
+            Spinner::Terminal(bar) => bar.suspend(|| eprintln!("{line}")),
+            Spinner::Lines { .. } => eprintln!("{line}"),
+        }
+    }
+
+    /// What goes on now.
+    pub fn doing(&self, what: &'static str) {
+        match self {
+            Spinner::Terminal(bar) => bar.set_message(what),
+            Spinner::Lines { .. } => eprintln!("{what}"),
+        }
+    }
+
+    pub fn progress(&mut self, progress: &Progress) {
+        let line = render_training::progress(&views::progress(progress));
+        match self {
+            Spinner::Terminal(bar) => bar.set_message(line),
+            Spinner::Lines { last } => {
+                let epoch_ends = progress.batch == progress.batches;
+                if epoch_ends && last.is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
+                    *last = Some(Instant::now());
+                    eprintln!("{line}");
+                }
+            }
+        }
+    }
+
+    pub fn end(self) {
+        if let Spinner::Terminal(bar) = self {
             bar.finish_and_clear();
         }
     }

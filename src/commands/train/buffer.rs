@@ -1,0 +1,101 @@
+//! `finch train` without a data set: one round over the store's buffer, from its examples to the live adapter.
+
+use std::sync::Arc;
+
+use super::screen::Spinner;
+use crate::cli::TrainArgs;
+use crate::commands::ground::Ground;
+use crate::error::{Error, Kind, Result};
+use crate::learn::round::{Ended, Event, Receipt, Round, default_threads};
+use crate::model::courtesy::Courtesy;
+use crate::model::digest::DigestCache;
+use crate::model::load::Model;
+use crate::paths::Paths;
+use crate::repl::{render, render_training, views};
+use crate::text;
+
+pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>) -> Result<()> {
+    let mut config = ground.config.clone();
+    if args.all {
+        config.feedback.buffer_capacity = usize::MAX;
+    }
+    let store = ground.store()?;
+    let model = Model::load(&ground.source()?, &DigestCache::of(&ground.paths))?;
+    let round = Round {
+        store: &store,
+        paths: &ground.paths,
+        config: &config,
+        model: &model,
+        need: usize::from(!args.all),
+        keep_interrupted: true,
+        threads: default_threads(),
+        courtesy,
+    };
+    let mut spinner = Spinner::start("Reading the base's own answers…");
+    let ended = round.run(&mut |event| match event {
+        Event::Started { examples, skipped, .. } => {
+            spinner.say(&format!("Training on {}", render::count(examples, "example")));
+            for row in skipped {
+                spinner.say(&format!("warning: {} and is left out", text::sanitize(&row.to_string())));
+            }
+        }
+        Event::Progress(progress) => spinner.progress(&progress),
+        Event::Judging => spinner.doing("Measuring the new adapter…"),
+    });
+    spinner.end();
+    tell(ended?)
+}
+
+/// Says how the round ended; the error carries the exit code.
+fn tell(ended: Ended) -> Result<()> {
+    match ended {
+        Ended::Nothing { examples: 0, .. } => eprint!("{}", render_training::NOTHING_TO_TRAIN),
+        Ended::Nothing { .. } => eprint!("{}", render_training::NOTHING_NEW),
+        Ended::Busy(holder) => return Err(holder.into()),
+        Ended::Live(receipt) => {
+            eprint!("✓ Training completed!\n{}", trained(&receipt));
+            warn(&receipt);
+            eprint!("{}", render_training::receipt(&views::receipt(&receipt)));
+        }
+        Ended::Refused(receipt) => {
+            eprint!("✗ Training completed, but the new adapter is not used\n{}", trained(&receipt));
+            warn(&receipt);
+            return Err(refused(&receipt.adapter, &receipt.reasons));
+        }
+        Ended::Cancelled { examples, kept } => {
+            eprint!("{}", render_training::cancelled(examples));
+            if let Some(receipt) = kept {
+                eprint!(
+                    "{}   It is not live; `finch adapters load {}` makes it so.\n",
+                    trained(&receipt),
+                    receipt.adapter
+                );
+            }
+            return Err(Error::interrupted());
+        }
+    }
+    Ok(())
+}
+
+/// The gate's refusal, with its exit code.
+pub fn refused(adapter: &str, reasons: &[String]) -> Error {
+    Error::new(Kind::Refused, format!("adapter {adapter} is refused: {}", reasons.join("; ")))
+        .hint(format!("answers stay as they were; `finch adapters load {adapter}` makes it live all the same"))
+}
+
+fn trained(receipt: &Receipt) -> String {
+    let loss = receipt.loss_after.map(|after| format!(", loss {:.2} → {after:.2}", receipt.loss_before));
+    format!(
+        "   Trained on {}{}, {}\n   Adapter saved to: {}\n",
+        render::count(receipt.examples, "example"),
+        loss.unwrap_or_default(),
+        render::duration(receipt.seconds),
+        Paths::display(&receipt.path)
+    )
+}
+
+fn warn(receipt: &Receipt) {
+    for warning in &receipt.warnings {
+        eprintln!("warning: {}", text::sanitize(warning));
+    }
+}
