@@ -100,8 +100,7 @@ fn chat(ground: Ground, args: ChatArgs) -> Result<()> {
     let session = session(ground, args, Fallback::Builtin)?;
     let input = open_input(session.paths())?;
     let runtime = runtime()?;
-    let interrupts = Interrupts::listen(runtime.handle());
-    Repl::new(session, input, interrupts, Box::new(super::NoTraining)).run()
+    Repl::new(session, input, runtime.handle()).run()
 }
 
 #[cfg(test)]

@@ -51,22 +51,3 @@ fn print(text: &str) -> Result<()> {
         _ => Ok(()),
     }
 }
-
-/// Stands in for the training until it is there.
-struct NoTraining;
-
-impl crate::repl::Trainer for NoTraining {
-    fn progress(&self) -> Option<crate::repl::render_training::Progress> {
-        None
-    }
-
-    fn start(&self) -> Result<()> {
-        Err(Error::failure("training is not built in yet"))
-    }
-
-    fn consider(&self) {}
-
-    fn cancel(&self) {}
-
-    fn stop(&self) {}
-}

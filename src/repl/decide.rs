@@ -3,12 +3,13 @@
 use super::command::{AdaptersAction, Command, Input, SystemAction, TrainAction, parse};
 use super::{help, render, render_training};
 use crate::feedback::kind::Kind;
+use crate::learn::coordinator::Status;
 
 /// What the decision depends on beside the line.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Situation {
-    /// How far the training is that runs now, if one does.
-    pub training: Option<render_training::Progress>,
+    /// The training that runs now, if one does.
+    pub training: Option<Status>,
     /// Name of the active adapter.
     pub active_adapter: Option<String>,
 }
@@ -102,7 +103,7 @@ fn train(situation: &Situation, action: TrainAction) -> Effect {
     match (action, &situation.training) {
         (TrainAction::Now, None) => Effect::StartTraining,
         (TrainAction::Now, Some(_)) => Effect::Show(render_training::ALREADY_RUNNING.into()),
-        (TrainAction::Status, Some(progress)) => Effect::Show(render_training::progress(progress) + "\n"),
+        (TrainAction::Status, Some(status)) => Effect::Show(render_training::running(status)),
         (TrainAction::Status, None) => Effect::ShowLastTraining,
         (TrainAction::Cancel, Some(_)) => Effect::CancelTraining,
         (TrainAction::Cancel, None) => Effect::Show(render_training::NOTHING_RUNS.into()),
@@ -120,14 +121,15 @@ pub fn leave(situation: &Situation) -> Vec<Effect> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::repl::render_training::Progress;
+    use crate::learn::coordinator::{Phase, Trigger};
 
     fn idle() -> Situation {
         Situation::default()
     }
 
     fn training() -> Situation {
-        Situation { training: Some(Progress { epoch: 1, batch: 2, ..Progress::default() }), ..idle() }
+        let status = Status { trigger: Trigger::Asked, examples: None, phase: Phase::Preparing, seconds: 3.0 };
+        Situation { training: Some(status), ..idle() }
     }
 
     fn shown(effects: &[Effect]) -> &str {
@@ -161,16 +163,16 @@ mod tests {
         assert_eq!(decide(&idle(), "/train status"), [Effect::ShowLastTraining]);
         assert_eq!(shown(&decide(&idle(), "/train cancel")), render_training::NOTHING_RUNS);
         assert_eq!(shown(&decide(&training(), "/train")), render_training::ALREADY_RUNNING);
-        assert!(shown(&decide(&training(), "/train status")).contains("epoch 1, batch 2"));
+        assert!(shown(&decide(&training(), "/train status")).contains("preparing"));
         assert_eq!(decide(&training(), "/train cancel"), [Effect::CancelTraining]);
     }
 
     #[test]
-    fn leaving_during_a_training_says_what_becomes_of_it() {
+    fn leaving_during_a_training_says_that_it_is_stopped() {
         assert_eq!(decide(&idle(), "/quit"), [Effect::Leave]);
         let effects = decide(&training(), "/quit");
         assert!(
-            matches!(&effects[..], [Effect::Show(text), Effect::Leave] if text.contains("stay new")),
+            matches!(&effects[..], [Effect::Show(text), Effect::Leave] if text.contains("Stopping")),
             "{effects:?}"
         );
     }

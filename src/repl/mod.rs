@@ -5,6 +5,7 @@
 //! [`terminal`] alone. A person sees one screen, so everything goes to standard output here.
 
 pub mod answer;
+pub mod background;
 pub mod command;
 pub mod complete;
 pub mod decide;
@@ -21,6 +22,8 @@ pub mod views;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
+
 use crate::adapter::registry::Registry;
 use crate::adapter::{active, switch};
 use crate::engine::CancelFlag;
@@ -28,45 +31,33 @@ use crate::error::{Error, Result};
 use crate::feedback::Finish;
 use crate::session::{AdapterNotice, AskEvent, Loaded, ModelState, Session};
 use answer::{AnswerScreen, Style};
+use background::{Announced, Background};
 use decide::{Effect, Situation, decide, leave};
 use input::{AdapterNames, Input, Line};
 use interrupts::Interrupts;
-use render_training::Progress;
 use terminal::QuietKeys;
 
 const PROMPT: &str = "> ";
-
-/// What the chat needs from the training behind it. Outcomes come through the printer, as they happen.
-pub trait Trainer {
-    /// How far a running training is.
-    fn progress(&self) -> Option<Progress>;
-    /// Starts one because the user asked; errors say why not.
-    fn start(&self) -> Result<()>;
-    /// Starts one if enough is new; called after every turn and every feedback.
-    fn consider(&self);
-    /// Asks the running one to stop.
-    fn cancel(&self);
-    /// Stops the running one and waits for its end, as the chat ends.
-    fn stop(&self);
-}
 
 /// One chat on one terminal.
 pub struct Repl {
     session: Session,
     input: Input,
     interrupts: Interrupts,
-    trainer: Box<dyn Trainer>,
+    background: Background,
     style: Style,
-    /// The adapter that the user was last told is live: no need to say it again with the next answer.
-    announced: Option<String>,
+    announced: Announced,
 }
 
 impl Repl {
-    /// `input`: from [`open_input`].
-    pub fn new(session: Session, input: Input, interrupts: Interrupts, trainer: Box<dyn Trainer>) -> Repl {
+    /// `input`: from [`open_input`]. `runtime` carries what goes on beside the chat.
+    pub fn new(session: Session, input: Input, runtime: &Handle) -> Repl {
         let live = input.is_interactive();
         let colours = live && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Repl { session, input, interrupts, trainer, style: Style { live, colours }, announced: None }
+        let announced = Announced::default();
+        let background = Background::start(&session, input.printer(), announced.clone(), runtime);
+        let interrupts = Interrupts::listen(runtime);
+        Repl { session, input, interrupts, background, style: Style { live, colours }, announced }
     }
 
     /// Runs until the user leaves.
@@ -81,7 +72,7 @@ impl Repl {
             };
             for effect in effects {
                 if effect == Effect::Leave {
-                    self.trainer.stop();
+                    self.background.stop();
                     self.input.printer().drain();
                     return Ok(());
                 }
@@ -103,7 +94,7 @@ impl Repl {
 
     fn situation(&self) -> Situation {
         let active = self.loaded().and_then(|l| active::read(self.session.paths(), &l.model.base).ok());
-        Situation { training: self.trainer.progress(), active_adapter: active.and_then(|a| a.live) }
+        Situation { training: self.background.status(), active_adapter: active.and_then(|a| a.live) }
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<()> {
@@ -111,7 +102,7 @@ impl Repl {
             Effect::Show(text) => self.say(&text),
             Effect::Ask(prompt) => {
                 let asked = self.ask(&prompt);
-                self.trainer.consider();
+                self.background.consider();
                 asked
             }
             Effect::Rate { kind, note } => {
@@ -144,9 +135,9 @@ impl Repl {
                 self.switched(before.live, now.live)
             }
             Effect::DeleteAdapter { name, ask } => self.delete_adapter(&name, ask.as_deref()),
-            Effect::StartTraining => self.trainer.start(),
+            Effect::StartTraining => self.background.train_now(),
             Effect::CancelTraining => {
-                self.trainer.cancel();
+                self.background.cancel();
                 Ok(())
             }
             Effect::ShowLastTraining => self.show_last_training(),
@@ -172,7 +163,7 @@ impl Repl {
     /// Says what is on disk by now, then lets the training see it.
     fn acknowledge(&mut self, text: &str) -> Result<()> {
         self.say(text)?;
-        self.trainer.consider();
+        self.background.consider();
         Ok(())
     }
 
@@ -204,7 +195,7 @@ impl Repl {
 
     fn switched(&mut self, from: Option<String>, to: Option<String>) -> Result<()> {
         self.say(&render_training::switched(from.as_deref(), to.as_deref()))?;
-        self.announced = to.or(from);
+        self.announced.set(to.or(from));
         Ok(())
     }
 
@@ -220,7 +211,7 @@ impl Repl {
             return self.say("It is kept.\n");
         }
         registry.delete(name)?;
-        self.announced = Some(name.to_string());
+        self.announced.set(Some(name.to_string()));
         self.say(&render_training::deleted(name, live))
     }
 

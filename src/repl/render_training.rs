@@ -1,43 +1,39 @@
 //! What the chat and the commands say about training and adapters: plain figures in, text out (see [`super::render`]).
 
 use super::render::{bytes, count, duration, plain, short_digest};
+use crate::fsio::Holder;
+use crate::learn::coordinator::{Phase, Status, Trigger};
+use crate::learn::fit::Progress;
+use crate::learn::round::Receipt;
+use crate::learn::rows::Skipped;
+use crate::paths::Paths;
 use crate::text;
 
-/// Why a training starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trigger {
-    Threshold,
-    Asked,
-}
-
-pub fn started(trigger: Trigger) -> String {
-    match trigger {
+pub fn started(trigger: Trigger, skipped: &[Skipped]) -> String {
+    let mut out = match trigger {
         Trigger::Threshold => "🔄 Training threshold reached, starting background training…\n".to_string(),
         Trigger::Asked => "🔄 Starting background training…\n".to_string(),
+    };
+    for skipped in skipped {
+        out += &format!("   Left out: {}\n", plain(&skipped.to_string()));
     }
-}
-
-/// How far a running training is; epochs and batches count from 1.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Progress {
-    pub epoch: usize,
-    pub epochs: Option<usize>,
-    pub batch: usize,
-    pub batches: Option<usize>,
-    pub loss: Option<f64>,
-    pub seconds: f64,
+    out
 }
 
 /// One line, without its end: it stands above the prompt while the training runs.
 pub fn progress(p: &Progress) -> String {
-    let of = |n: usize, all: Option<usize>| all.map_or(n.to_string(), |all| format!("{n}/{all}"));
-    let loss = p.loss.map(|loss| format!(", loss {loss:.2}")).unwrap_or_default();
-    format!(
-        "🔄 Training: epoch {}, batch {}{loss}, {}",
-        of(p.epoch, p.epochs),
-        of(p.batch, p.batches),
-        duration(p.seconds)
-    )
+    let epochs = p.epochs.map(|epochs| format!("/{epochs}")).unwrap_or_default();
+    let Progress { epoch, batch, batches, loss, seconds, .. } = p;
+    format!("🔄 Training: epoch {epoch}{epochs}, batch {batch}/{batches}, loss {loss:.2}, {}", duration(*seconds))
+}
+
+/// `/train status` while one runs.
+pub fn running(s: &Status) -> String {
+    match s.phase {
+        Phase::Preparing => format!("🔄 Training: preparing, {}\n", duration(s.seconds)),
+        Phase::Training(p) => progress(&p) + "\n",
+        Phase::Judging => format!("🔄 Training: measuring what was learned, {}\n", duration(s.seconds)),
+    }
 }
 
 /// The last run, for `/train status`.
@@ -58,76 +54,64 @@ pub fn idle(new: usize, threshold: usize, auto_train: bool, last: Option<&LastRu
         false => ", it starts with /train (auto_train is off).\n".to_string(),
     };
     if let Some(run) = last {
-        let loss = run.loss.map(|(before, after)| format!(", loss {before:.2} → {after:.2}")).unwrap_or_default();
+        let loss = losses(run.loss);
         let adapter = run.adapter.as_ref().map(|name| format!(", {}", plain(name))).unwrap_or_default();
         out += &format!("   Last one: {}, {}{loss}{adapter}\n", run.time, plain(&run.outcome));
     }
     out
 }
 
-/// A run that ended with an adapter on disk.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Finished {
-    pub examples: usize,
-    pub loss_before: f64,
-    pub loss_after: f64,
-    pub seconds: f64,
-    /// Where the adapter is, in words for the screen.
-    pub path: String,
-}
-
-fn trained_on(f: &Finished) -> String {
+fn trained_on(r: &Receipt) -> String {
     format!(
-        "   Trained on {}, loss {:.2} → {:.2}, {}\n   Adapter saved to: {}\n",
-        count(f.examples, "example"),
-        f.loss_before,
-        f.loss_after,
-        duration(f.seconds),
-        plain(&f.path)
+        "   Trained on {}{}, {}\n   Adapter saved to: {}\n",
+        count(r.examples, "example"),
+        losses(r.loss_after.map(|after| (r.loss_before, after))),
+        duration(r.seconds),
+        Paths::display(&r.path)
     )
 }
 
-pub fn finished(f: &Finished) -> String {
-    format!("✓ Background training completed!\n{}", trained_on(f))
+/// ", loss 2.31 → 0.85"; nothing where it was not measured.
+fn losses(loss: Option<(f64, f64)>) -> String {
+    loss.map(|(before, after)| format!(", loss {before:.2} → {after:.2}")).unwrap_or_default()
+}
+
+/// The adapter is saved, has passed the gate, and is live.
+pub fn finished(r: &Receipt) -> String {
+    let mut out = format!("✓ Background training completed!\n{}", trained_on(r));
+    for warning in &r.warnings {
+        out += &format!("   Note: {}\n", plain(warning));
+    }
+    out + &receipt(r)
 }
 
 /// The gate said no: the adapter is kept, and not used.
-pub fn refused(f: &Finished, reasons: &[String]) -> String {
-    let mut out = format!("✗ Background training completed, but the new adapter is not used\n{}", trained_on(f));
-    for reason in reasons {
+pub fn refused(r: &Receipt) -> String {
+    let mut out = format!("✗ Background training completed, but the new adapter is not used\n{}", trained_on(r));
+    for reason in &r.reasons {
         out += &format!("   Refused: {}\n", plain(reason));
     }
     out + "   Answers stay as they were; the next training waits for new examples.\n"
 }
 
-/// What the gate measured, as far as it did.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Receipt {
-    pub adapter: String,
-    pub examples: usize,
-    pub loss: Option<(f64, f64)>,
-    pub held_out: Option<(f64, f64)>,
-    /// Corrections that hold, of how many.
-    pub corrections: Option<(usize, usize)>,
-    /// Canary answers that stayed in order, of how many.
-    pub canaries: Option<(usize, usize)>,
-    /// KL(base ‖ adapter) on the canary prompts, in nat a token.
-    pub kl: Option<f64>,
-    pub seconds: f64,
-}
-
-/// One line, when the adapter really is live. Figures that do not exist are left out.
+/// One line about an adapter that is live. Figures that do not exist are left out.
 pub fn receipt(r: &Receipt) -> String {
-    let mut parts = Vec::new();
-    let loss = r.loss.map(|(before, after)| format!(", loss {before:.2} → {after:.2}")).unwrap_or_default();
-    parts.push(format!("{}{loss}", count(r.examples, "example")));
-    parts.extend(r.held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
-    parts.extend(r.corrections.map(|(hold, all)| format!("{hold}/{all} corrections hold")));
-    let canaries = r.canaries.map(|(fine, all)| format!("canaries {fine}/{all}"));
-    let kl = r.kl.map(|kl| format!("KL {kl:.3}"));
+    let measured = r.measured.clone().unwrap_or_default();
+    let loss = r.loss_after.map(|after| (r.loss_before, after));
+    let mut parts = vec![format!("{}{}", count(r.examples, "example"), losses(loss))];
+    parts.extend(measured.held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
+    parts.extend(measured.corrections.map(|(hold, all)| format!("{hold}/{all} corrections hold")));
+    let canaries = measured.canaries.map(|(fine, all)| format!("canaries {fine}/{all}"));
+    let kl = measured.kl.map(|kl| format!("KL {kl:.3}"));
     parts.extend([canaries, kl].into_iter().flatten().reduce(|a, b| format!("{a}, {b}")));
     parts.push(duration(r.seconds));
     format!("   adapter {} live · {}\n", plain(&r.adapter), parts.join(" · "))
+}
+
+/// Another finch on the same data folder trains.
+pub fn other_trains(holder: &Holder) -> String {
+    let who = holder.pid.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+    format!("Another finch{who} is training on this data; one at a time.\n")
 }
 
 pub fn cancelled(examples: usize) -> String {
@@ -140,12 +124,10 @@ pub fn failed(message: &str, hint: Option<&str>) -> String {
     format!("✗ Training failed: {}\n{hint}   Its examples stay new; answers stay as they were.\n", plain(message))
 }
 
-pub const NOTHING_TO_TRAIN: &str = "There is nothing to train on yet: rate answers good, or correct them.\n";
 /// Leaving while a training runs.
-pub const LEAVING: &str = "The running training is cancelled; its examples stay new and are trained next time.\n";
+pub const LEAVING: &str = "Stopping the running training…\n";
 pub const NOTHING_RUNS: &str = "No training is running.\n";
 pub const ALREADY_RUNNING: &str = "A training is running already; /train status shows how far it is.\n";
-pub const NOTHING_NEW: &str = "There is nothing new since the last training.\n";
 
 /// Another adapter answers from here on (or none).
 pub fn switched(from: Option<&str>, to: Option<&str>) -> String {
@@ -200,7 +182,7 @@ pub fn adapters(rows: &[AdapterRow]) -> String {
         cells.push([
             text::one_line(&row.name, 50),
             row.time.clone(),
-            if row.base.is_empty() { dash() } else { short_digest(&row.base) },
+            if row.base.is_empty() { dash() } else { short_digest(&row.base).chars().take(8).collect() },
             row.rank.map_or_else(dash, |n| n.to_string()),
             row.examples.map_or_else(dash, |n| n.to_string()),
             row.loss.map_or_else(dash, |(before, after)| format!("{before:.2} → {after:.2}")),
@@ -241,62 +223,82 @@ pub fn table<const N: usize>(cells: &[[String; N]], right: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learn::fit::Ending;
+    use crate::learn::gate::Measurements;
 
-    fn run() -> Finished {
-        Finished {
+    fn run() -> Receipt {
+        Receipt {
+            run: 1,
+            adapter: "lora_adapter_20260206_143025".into(),
+            path: "/data/adapters/lora_adapter_20260206_143025".into(),
             examples: 10,
+            skipped: Vec::new(),
             loss_before: 2.31,
-            loss_after: 0.85,
+            loss_after: Some(0.85),
+            measured: None,
+            reasons: Vec::new(),
+            warnings: Vec::new(),
+            steps: 30,
+            ending: Ending::Learned,
             seconds: 21.2,
-            path: "~/.config/finch/adapters/lora_adapter_20260206_143025".into(),
         }
     }
 
     #[test]
     fn training_reads_as_its_users_know_it() {
-        assert_eq!(started(Trigger::Threshold), "🔄 Training threshold reached, starting background training…\n");
+        assert_eq!(started(Trigger::Threshold, &[]), "🔄 Training threshold reached, starting background training…\n");
         assert_eq!(
             finished(&run()),
             "✓ Background training completed!\n\
              \x20  Trained on 10 examples, loss 2.31 → 0.85, 21 s\n\
-             \x20  Adapter saved to: ~/.config/finch/adapters/lora_adapter_20260206_143025\n"
+             \x20  Adapter saved to: /data/adapters/lora_adapter_20260206_143025\n\
+             \x20  adapter lora_adapter_20260206_143025 live · 10 examples, loss 2.31 → 0.85 · 21 s\n"
         );
     }
 
     #[test]
+    fn examples_that_are_left_out_are_named() {
+        let skipped = Skipped { interaction: 7, question: "long \x1b[2Jone".into(), tokens: 2000, context: 1024 };
+        let shown = started(Trigger::Asked, &[skipped]);
+        assert!(shown.contains("Left out: #7") && shown.contains("2000 tokens") && !shown.contains('\x1b'), "{shown}");
+    }
+
+    #[test]
     fn progress_is_one_line_and_leaves_out_what_is_not_known() {
-        let known =
-            Progress { epoch: 2, epochs: Some(5), batch: 14, batches: Some(75), loss: Some(1.324), seconds: 8.0 };
+        let known = Progress { epoch: 2, epochs: Some(5), batch: 14, batches: 75, loss: 1.324, seconds: 8.0 };
         assert_eq!(progress(&known), "🔄 Training: epoch 2/5, batch 14/75, loss 1.32, 8.0 s");
-        let unknown = Progress { epoch: 1, batch: 3, ..Progress::default() };
-        assert_eq!(progress(&unknown), "🔄 Training: epoch 1, batch 3, 0.0 s");
+        assert_eq!(
+            progress(&Progress { epochs: None, ..known }),
+            "🔄 Training: epoch 2, batch 14/75, loss 1.32, 8.0 s"
+        );
+        let status = |phase| Status { trigger: Trigger::Asked, examples: None, phase, seconds: 30.0 };
+        assert_eq!(running(&status(Phase::Preparing)), "🔄 Training: preparing, 30 s\n");
+        assert_eq!(running(&status(Phase::Training(known))), progress(&known) + "\n");
+        assert!(running(&status(Phase::Judging)).contains("measuring"));
     }
 
     #[test]
     fn a_refusal_names_its_reasons_and_claims_nothing_live() {
-        let shown = refused(&run(), &["KL 0.31 on the canary prompts is above 0.15".into()]);
+        let shown = refused(&Receipt { reasons: vec!["KL 0.31 is above 0.15".into()], ..run() });
         assert!(shown.contains("is not used") && shown.contains("   Refused: KL 0.31"), "{shown}");
         assert!(!shown.contains("live"), "{shown}");
     }
 
     #[test]
     fn the_receipt_has_the_figures_that_exist() {
-        let full = Receipt {
-            adapter: "lora_adapter_x".into(),
-            examples: 12,
-            loss: Some((2.31, 0.09)),
-            held_out: None,
+        let measured = Measurements {
             corrections: Some((5, 5)),
             canaries: Some((20, 20)),
             kl: Some(0.0123),
-            seconds: 94.0,
+            ..Measurements::default()
         };
+        let full = Receipt { loss_after: Some(0.09), examples: 12, measured: Some(measured), seconds: 94.0, ..run() };
         assert_eq!(
             receipt(&full),
-            "   adapter lora_adapter_x live · 12 examples, loss 2.31 → 0.09 · 5/5 corrections hold · \
+            "   adapter lora_adapter_20260206_143025 live · 12 examples, loss 2.31 → 0.09 · 5/5 corrections hold · \
              canaries 20/20, KL 0.012 · 94 s\n"
         );
-        let bare = Receipt { adapter: "a".into(), examples: 1, seconds: 2.0, ..Receipt::default() };
+        let bare = Receipt { adapter: "a".into(), examples: 1, loss_after: None, seconds: 2.0, ..run() };
         assert_eq!(receipt(&bare), "   adapter a live · 1 example · 2.0 s\n");
     }
 
@@ -343,9 +345,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "name                          time              base          rank  examples  loss           size",
-                "lora_adapter_20260206_143025  2026-02-06 14:30  0123456789ab    16        10  2.31 → 0.85  3.4 MB  live",
-                "héllo                         2026-02-06 14:30  0123456789ab     –         –  –            3.4 MB  broken: no lora_B",
+                "name                          time              base      rank  examples  loss           size",
+                "lora_adapter_20260206_143025  2026-02-06 14:30  01234567    16        10  2.31 → 0.85  3.4 MB  live",
+                "héllo                         2026-02-06 14:30  01234567     –         –  –            3.4 MB  broken: no lora_B",
             ]
         );
         assert!(adapters(&[]).contains("no adapters yet"));
