@@ -124,6 +124,8 @@ pub fn failed(message: &str, hint: Option<&str>) -> String {
     format!("✗ Training failed: {}\n{hint}   Its examples stay new; answers stay as they were.\n", plain(message))
 }
 
+pub const NOTHING_TO_TRAIN: &str = "There is nothing to train on yet: rate answers good, or correct them.\n";
+pub const NOTHING_NEW: &str = "There is nothing new since the last training.\n";
 /// Leaving while a training runs.
 pub const LEAVING: &str = "Stopping the running training…\n";
 pub const NOTHING_RUNS: &str = "No training is running.\n";

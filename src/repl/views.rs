@@ -3,13 +3,12 @@
 use super::render::{About, BufferFigures, BufferView, ExampleRow, Recorded, Undone, WaitingRow};
 use super::render_stats::local_time;
 use super::render_stats::question;
-use super::render_training::{AdapterRow, AdapterState, LastRun, Progress, Receipt};
+use super::render_training::{AdapterRow, AdapterState, LastRun};
 use crate::adapter::active;
 use crate::adapter::registry::{Entry, Registry, State};
 use crate::config::FeedbackSection;
 use crate::error::Result;
 use crate::feedback::{Interaction, Verdict};
-use crate::learn::{fit, round};
 use crate::paths::Paths;
 use crate::session;
 use crate::session::{Acknowledgement, BufferCounts};
@@ -86,33 +85,6 @@ pub fn last_run(run: &Run) -> LastRun {
         outcome: result.map_or("running, or ended with its process", |r| r.outcome.name()).to_string(),
         loss: result.and_then(|r| r.loss_before.zip(r.loss_after)),
         adapter: result.and_then(|r| r.adapter.clone()),
-    }
-}
-
-/// How far a training is, as lines above the prompt and progress of commands say it.
-pub fn progress(p: &fit::Progress) -> Progress {
-    Progress {
-        epoch: p.epoch,
-        epochs: p.epochs,
-        batch: p.batch,
-        batches: Some(p.batches),
-        loss: Some(p.loss),
-        seconds: p.seconds,
-    }
-}
-
-/// What an accepted round measured.
-pub fn receipt(r: &round::Receipt) -> Receipt {
-    let measured = r.measured.clone().unwrap_or_default();
-    Receipt {
-        adapter: r.adapter.clone(),
-        examples: r.examples,
-        loss: r.loss_after.map(|after| (r.loss_before, after)),
-        held_out: measured.held_out,
-        corrections: measured.corrections,
-        canaries: measured.canaries,
-        kl: measured.kl,
-        seconds: r.seconds,
     }
 }
 

@@ -11,7 +11,7 @@ use crate::model::courtesy::Courtesy;
 use crate::model::digest::DigestCache;
 use crate::model::load::Model;
 use crate::paths::Paths;
-use crate::repl::{render, render_training, views};
+use crate::repl::{render, render_training};
 use crate::text;
 
 pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>) -> Result<()> {
@@ -55,7 +55,7 @@ fn tell(ended: Ended) -> Result<()> {
         Ended::Live(receipt) => {
             eprint!("✓ Training completed!\n{}", trained(&receipt));
             warn(&receipt);
-            eprint!("{}", render_training::receipt(&views::receipt(&receipt)));
+            eprint!("{}", render_training::receipt(&receipt));
         }
         Ended::Refused(receipt) => {
             eprint!("✗ Training completed, but the new adapter is not used\n{}", trained(&receipt));
@@ -65,8 +65,8 @@ fn tell(ended: Ended) -> Result<()> {
         Ended::Cancelled { examples, kept } => {
             eprint!("{}", render_training::cancelled(examples));
             if let Some(receipt) = kept {
-                eprint!(
-                    "{}   It is not live; `finch adapters load {}` makes it so.\n",
+                eprintln!(
+                    "{}   It is not live; `finch adapters load {}` makes it so.",
                     trained(&receipt),
                     receipt.adapter
                 );

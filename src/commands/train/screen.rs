@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::learn::fit::Progress;
-use crate::repl::{render, render_training, views};
+use crate::repl::{render, render_training};
 use crate::train::run::StepReport;
 
 /// Plain lines of a whole training, about.
@@ -92,7 +92,7 @@ impl Spinner {
     }
 
     pub fn progress(&mut self, progress: &Progress) {
-        let line = render_training::progress(&views::progress(progress));
+        let line = render_training::progress(progress);
         match self {
             Spinner::Terminal(bar) => bar.set_message(line),
             Spinner::Lines { last } => {
