@@ -34,6 +34,25 @@ fn is_hidden(c: char) -> bool {
         | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}')
 }
 
+/// JSON made safe for a terminal without losing anything: what may not be shown stands as `\\uXXXX`.
+///
+/// JSON itself escapes the controls of ASCII; those beyond it and hidden characters may stand in it as they are.
+pub fn escape_json(json: &str) -> Cow<'_, str> {
+    let must_go = |c: char| !c.is_ascii() && (c.is_control() || is_hidden(c) || matches!(c, '\u{2028}' | '\u{2029}'));
+    if !json.contains(must_go) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if must_go(c) {
+            c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out += &format!("\\u{unit:04x}"));
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
 /// Where the reader stands in an escape sequence (ECMA-48).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum State {
@@ -220,6 +239,16 @@ mod tests {
         let single: String = text.chars().map(|c| s.push(c.encode_utf8(&mut [0; 4]))).collect();
         assert_eq!(single, whole);
         whole
+    }
+
+    #[test]
+    fn json_keeps_what_it_hides() {
+        let text = "a\u{1b}[31m\u{9b}2J\u{202e}\u{200b}\u{2028}\u{e0041}ü👍🏽";
+        let json = serde_json::json!(text).to_string();
+        let escaped = escape_json(&json);
+        assert!(escaped.chars().all(|c| c.is_ascii() || matches!(c, 'ü' | '👍' | '🏽')), "{escaped}");
+        assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        assert!(matches!(escape_json("{\"ü\": 1}"), Cow::Borrowed(_)));
     }
 
     #[test]

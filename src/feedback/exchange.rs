@@ -19,6 +19,7 @@ use super::kind::{FeedbackConfig, Kind};
 use super::record::{Feedback, Finish, Interaction, NewFeedback, NewInteraction};
 use crate::error::{Error, Result};
 use crate::model::message::{Message, Role};
+use crate::text;
 
 /// The longest line that is read, in bytes.
 const MAX_LINE: u64 = 16 << 20;
@@ -86,7 +87,7 @@ pub fn to_line(interaction: &Interaction, feedback: &Feedback) -> String {
         corrected_response: feedback.corrected.as_deref(),
         metadata,
     };
-    json!(row).to_string()
+    text::escape_json(&json!(row).to_string()).into_owned()
 }
 
 #[derive(Serialize)]
