@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::provenance::check_digest;
 use super::registry::{Registry, check_name};
 use crate::error::{Context, Error, Result};
 use crate::fsio::{self, Lock};
@@ -132,9 +133,7 @@ fn all(paths: &Paths) -> Result<Vec<(String, Active)>> {
 }
 
 fn place(paths: &Paths, base: &str) -> Result<std::path::PathBuf> {
-    if base.is_empty() || base.len() > 128 || !base.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(Error::failure(format!("{base:?} is no digest of a base model")));
-    }
+    check_digest(base)?;
     Ok(paths.active(base))
 }
 

@@ -6,8 +6,9 @@ use chrono::{DateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::fsio;
+use crate::text;
 
 pub const FILE: &str = "finch.json";
 /// Far beyond any provenance, in bytes.
@@ -53,6 +54,14 @@ pub struct Gate {
     pub measurements: Value,
 }
 
+/// Errors unless `base` can be the digest of a base's weights; it also names a file.
+pub fn check_digest(base: &str) -> Result<()> {
+    if !base.is_empty() && base.len() <= 128 && base.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    Err(Error::failure(format!("\"{}\" is no digest of a base model", text::one_line(base, 40))))
+}
+
 impl Provenance {
     /// Of an adapter for the base with this digest and name, made now.
     pub fn new(base: impl Into<String>, model: impl Into<String>) -> Provenance {
@@ -77,7 +86,9 @@ impl Provenance {
             return Ok(None);
         }
         let bytes = fsio::read_limited(&path, MAX_FILE)?;
-        serde_json::from_slice(&bytes).context(FILE).map(Some)
+        let made: Provenance = serde_json::from_slice(&bytes).context(FILE)?;
+        check_digest(&made.base).context(FILE)?;
+        Ok(Some(made))
     }
 
     pub fn write(&self, folder: &Path) -> Result<()> {
@@ -124,7 +135,8 @@ mod tests {
             (read.base.as_str(), read.loss_after, read.created.to_rfc3339().as_str()),
             ("ab", None, "2026-02-06T13:30:25+00:00")
         );
-        for bad in ["", "{}", "[1]", r#"{"base":1}"#] {
+        let no_digest = r#"{"base":"../x","model":"m","created":"2026-02-06T14:30:25Z"}"#;
+        for bad in ["", "{}", "[1]", r#"{"base":1}"#, no_digest] {
             put(bad);
             assert!(Provenance::read(dir.path()).unwrap_err().message().contains(FILE), "{bad}");
         }
