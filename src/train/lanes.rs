@@ -3,6 +3,7 @@
 //! How rows are grouped into passes depends on the rows alone, and gradients are added in the order of the passes; so the
 //! number of cores changes the time and not one bit of the result.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -114,7 +115,9 @@ impl Lanes {
                         if i >= n {
                             return;
                         }
-                        let part = pool.install(|| work(i));
+                        // A panic must not leave the others waiting for a turn that never ends.
+                        let part = catch_unwind(AssertUnwindSafe(|| pool.install(|| work(i))))
+                            .unwrap_or_else(|_| Err(Error::failure("a training thread has failed unexpectedly")));
                         let mut state = turn.lock().unwrap_or_else(PoisonError::into_inner);
                         while state.0 != i {
                             state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -202,4 +205,24 @@ fn one_pass(learner: &dyn Learner, rows: &[&Row], total: f64, options: StepOptio
     }
     pass.backward(&d_logprobs, kl.then_some(&d_kl), &mut sum.grads)?;
     Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_that_panics_or_fails_ends_the_step() {
+        let lanes = Lanes::new(3, 10).unwrap();
+        let run = |bad: fn() -> Result<StepSum>| {
+            let mut sum = StepSum { loss: 0.0, row_losses: Vec::new(), grads: Vec::new() };
+            let part = |i| StepSum { loss: 1.0, row_losses: vec![i as f64], grads: Vec::new() };
+            let done = lanes.in_order(20, &mut sum, |i| if i == 5 { bad() } else { Ok(part(i)) });
+            (done.unwrap_err().to_string(), sum.row_losses)
+        };
+        let (error, before) = run(|| panic!("a fault in a kernel"));
+        assert!(error.contains("unexpectedly"), "{error}");
+        assert_eq!(before, [0.0, 1.0, 2.0, 3.0, 4.0], "in order up to the fault");
+        assert!(run(|| Err(Error::failure("said so"))).0.contains("said so"));
+    }
 }
