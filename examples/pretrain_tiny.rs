@@ -38,7 +38,7 @@ use rows::{Chat, Rows};
 
 #[derive(Parser)]
 struct Args {
-    /// Where the model, its tokenizer and the checkpoints go.
+    /// Where the model, its tokenizer and the checkpoints go; a model that is there already is trained on.
     #[arg(long)]
     out: PathBuf,
     /// Facts, corpus and unseen wordings.
@@ -46,7 +46,7 @@ struct Args {
     data: PathBuf,
     #[arg(long, default_value_t = 4)]
     threads: usize,
-    #[arg(long, default_value_t = 4500)]
+    #[arg(long, default_value_t = 3600)]
     steps: usize,
     /// Rows of a step.
     #[arg(long, default_value_t = 36)]
@@ -97,6 +97,9 @@ fn pretrain(args: &Args, config: &ModelConfig, chat: &Chat, corpus: &Corpus) -> 
     if checkpoint.exists() {
         artifacts::load_checkpoint(&mut state, &checkpoint)?;
         println!("going on from step {}", state.step);
+    } else if args.out.join("model.safetensors").exists() {
+        state.params = read_model(&args.out, &slots)?;
+        println!("going on from the model in {}", args.out.display());
     }
     let rows = Rows::new(corpus, chat, args.seed);
     let unseen = read_questions(&args.data.join("dev.tsv"))?;
@@ -269,17 +272,23 @@ fn answer(network: &CandleNetwork, chat: &Chat, question: &str) -> Result<(Strin
 }
 
 fn ask(args: &Args, config: &ModelConfig, chat: &Chat, corpus: &Corpus, file: &Path) -> Result<()> {
-    let checkpoint = finch::model::safetensors::Checkpoint::open(&args.out)?;
-    let mut params = Vec::new();
-    for slot in weights::slots(config)? {
-        params.extend(checkpoint.tensor(&slot.name, &slot.shape)?);
-    }
+    let params = read_model(&args.out, &weights::slots(config)?)?;
     let report = examine(config, &params, chat, corpus, &read_questions(file)?, args.threads)?;
     for (id, question, text, right) in &report.answers {
         println!("{}\t{id}\t{question}\t{}", if *right { "ok" } else { "NO" }, text.replace('\n', "\\n"));
     }
     println!("{}", report.summary());
     Ok(())
+}
+
+/// All weights of the model in `folder`, in the order of `slots`.
+fn read_model(folder: &Path, slots: &[weights::Slot]) -> Result<Vec<f32>> {
+    let checkpoint = finch::model::safetensors::Checkpoint::open(folder)?;
+    let mut params = Vec::new();
+    for slot in slots {
+        params.extend(checkpoint.tensor(&slot.name, &slot.shape)?);
+    }
+    Ok(params)
 }
 
 /// config.json, generation_config.json, tokenizer_config.json and the chat template.

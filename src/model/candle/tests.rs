@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
+use candle_transformers::models::{qwen2, qwen3};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -260,4 +261,52 @@ fn a_cancelled_training_stops_at_the_next_layer() {
     courtesy.cancel();
     let error = learner.forward(&[&rows()[0]], PassOptions::default()).err().unwrap();
     assert!(error.is_interrupted());
+}
+
+/// The same weights in candle-transformers' network: logits after `ids`.
+fn oracle(config: &ModelConfig, ids: &[u32]) -> Vec<f32> {
+    let values = params(config);
+    let tensors = weights::slots(config)
+        .unwrap()
+        .into_iter()
+        .map(|s| {
+            let tensor = Tensor::from_slice(&values[s.start..s.start + s.len()], s.shape.as_slice(), &Device::Cpu);
+            (s.name, tensor.unwrap())
+        })
+        .collect();
+    let vb = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let input = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu).unwrap();
+    let json = serde_json::json!({
+        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size, "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
+        "attention_bias": config.attention_bias, "max_position_embeddings": config.context,
+        "sliding_window": 0, "max_window_layers": config.layers, "use_sliding_window": false,
+        "tie_word_embeddings": config.tied_embeddings, "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps, "hidden_act": "silu",
+    });
+    let logits = match config.family {
+        Family::Qwen2 => {
+            let config = serde_json::from_value(json).unwrap();
+            qwen2::ModelForCausalLM::new(&config, vb).unwrap().forward(&input, 0)
+        }
+        Family::Qwen3 => {
+            let config = serde_json::from_value(json).unwrap();
+            qwen3::ModelForCausalLM::new(&config, vb).unwrap().forward(&input, 0)
+        }
+    };
+    logits.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn logits_agree_with_candles_own_networks() {
+    for family in [Family::Qwen2, Family::Qwen3] {
+        // candle's Qwen2 takes head_dim to be hidden / heads
+        let config = ModelConfig { head_dim: if family == Family::Qwen2 { 6 } else { 10 }, ..config(family) };
+        let ids: Vec<u32> = (0..23).map(|i| (i * 5 + 1) % 37).collect();
+        let ours = network(&config).decoder(None).unwrap().forward(&ids).unwrap();
+        for (i, (a, b)) in ours.iter().zip(oracle(&config, &ids)).enumerate() {
+            assert!((a - b).abs() < 1e-4, "{family:?}, logit {i}: {a} and {b}");
+        }
+    }
 }
