@@ -281,7 +281,7 @@ fn oracle(config: &ModelConfig, ids: &[u32]) -> Vec<f32> {
         "intermediate_size": config.intermediate_size, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads,
         "attention_bias": config.attention_bias, "max_position_embeddings": config.context,
-        "sliding_window": 0, "max_window_layers": config.layers, "use_sliding_window": false,
+        "sliding_window": 4096, "max_window_layers": config.layers, "use_sliding_window": false,
         "tie_word_embeddings": config.tied_embeddings, "rope_theta": config.rope_theta,
         "rms_norm_eps": config.rms_norm_eps, "hidden_act": "silu",
     });
