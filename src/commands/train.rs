@@ -2,13 +2,14 @@
 
 mod buffer;
 mod data;
+mod keep;
 mod screen;
 
 use std::sync::Arc;
 
 use super::ground::Ground;
 use crate::cli::TrainArgs;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::model::courtesy::Courtesy;
 
 pub fn run(ground: &Ground, args: &TrainArgs) -> Result<()> {
@@ -18,6 +19,12 @@ pub fn run(ground: &Ground, args: &TrainArgs) -> Result<()> {
         Some(file) => data::run(ground, args, file, courtesy),
         None => buffer::run(ground, args, courtesy),
     }
+}
+
+/// The gate's refusal, with its exit code.
+fn refused(reasons: &[String]) -> Error {
+    Error::new(Kind::Refused, format!("the gate refuses the adapter: {}", reasons.join("; ")))
+        .hint("it is kept, and answers stay as they were")
 }
 
 /// Ctrl-C, and the system's request to end, cancel the training, which then saves its best state. The runtime that listens

@@ -15,7 +15,7 @@ use crate::model::sampling::{Sampler, Sampling};
 use crate::model::{Decoder, Network, Tokens};
 use crate::train::chat::ChatFormat;
 
-use super::rows;
+use super::{recipe, rows};
 
 /// Replayed in training. The order matters: slow models take the first ones only.
 pub const REPLAYED: [&str; 40] = [
@@ -155,6 +155,27 @@ impl Question {
         let either = self.telling.union(&other.telling).count();
         5 * shared >= 3 * either
     }
+}
+
+/// The base's answers to ordinary prompts: those to replay, the user's `own` prompts among them, and those to watch. What
+/// resembles a `taught` question is in neither.
+pub fn ordinary<'a>(
+    model: &Model,
+    own: Vec<Vec<Message>>,
+    taught: impl Iterator<Item = &'a [Message]> + Clone,
+    courtesy: &Courtesy,
+) -> Result<(Vec<Answered>, Vec<Answered>)> {
+    let config = model.network.config();
+    let (replayed, watched) = match config.is_small() {
+        true => (REPLAYED.len(), WATCHED.len()),
+        false => (recipe::LARGE_REPLAYED, recipe::LARGE_WATCHED),
+    };
+    let answers = |prompts| {
+        let prompts = unlike(prompts, taught.clone());
+        answer(model, &prompts, recipe::answer_tokens(config), courtesy)
+    };
+    let built_in = |list: &[&str], n: usize| list.iter().take(n).map(|p| conversation(p)).collect::<Vec<_>>();
+    Ok((answers([built_in(&REPLAYED, replayed), own].concat())?, answers(built_in(&WATCHED, watched))?))
 }
 
 /// The base's greedy answers, each of at most `max_tokens`, sorted by the prompts' content and without repetition. Prompts

@@ -1,32 +1,38 @@
-//! One training on a data set with an objective of its own choice: exactly that loss, every number resolved beforehand.
+//! One training on a data set: every number resolved first, then the steps.
+//!
+//! An explicit objective is exactly that loss. `auto` learns as from feedback: weighted draws, replay of the base's own
+//! answers, rows held out, and an end when the rows are learned.
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::canaries::Answered;
 use super::fit::{Fit, Progress, Stopping, Trained};
-use super::recipe::{LARGE_LEARNING_RATE, SMALL_LEARNING_RATE};
+use super::recipe::{HELD_OUT_MIN, HELD_OUT_SHARE, REPLAY_ROWS, REPLAY_WEIGHT, Recipe};
 use crate::adapter::peft::{self, Adapter, LoraSettings};
-use crate::config::{Auto, LoraSection};
+use crate::config::{Auto, LoraSection, TrainingSection};
 use crate::error::{Error, Result};
 use crate::model::Network;
+use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
 use crate::model::lora::LoraWeights;
 use crate::train::data::{DataSet, Objective};
-use crate::train::order::{self, Order};
+use crate::train::order::{self, Mark, Order, steps_of};
 use crate::train::row::{Row, fill_references};
-use crate::train::run::{Plan, StepReport};
-use crate::train::schedule::{Schedule, warmup_steps};
+use crate::train::run::StepReport;
+use crate::train::schedule::warmup_steps;
 
-/// Epochs where neither steps nor epochs are given.
+/// Epochs of an explicit objective where neither steps nor epochs are given.
 const EPOCHS: usize = 3;
+/// Epochs without a better held-out loss after which `auto` stops.
+const PATIENCE: usize = 3;
 
-/// What is asked for beside the configuration.
+/// What is asked for beside the configuration; `None` leaves it to the objective.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// Not `Auto`.
     pub objective: Objective,
-    pub order: Order,
+    pub order: Option<Order>,
     /// Overrides epochs; the schedule's total.
     pub steps: Option<usize>,
     /// Forwards of an optimiser step.
@@ -37,47 +43,53 @@ pub struct Request {
     pub beta: f64,
     /// Weight of the chosen side's own likelihood (dpo).
     pub sft_weight: f64,
+    /// Weight of a replayed row; 0 is off.
+    pub replay: Option<f64>,
     /// Share of the rows that is measured and not trained on; the state that is best on it is kept.
     pub held_out: Option<f64>,
 }
 
+impl Request {
+    /// What a replayed row weighs; `None`: nothing is replayed.
+    pub fn replay_weight(&self) -> Option<f64> {
+        let default = (self.objective == Objective::Auto).then_some(REPLAY_WEIGHT);
+        self.replay.or(default).filter(|weight| *weight > 0.0)
+    }
+}
+
 /// A training with nothing left to decide.
 pub struct Training {
-    pub start: LoraWeights,
-    pub settings: LoraSettings,
-    pub plan: Plan,
-    pub rows_a_step: usize,
+    pub recipe: Recipe,
+    pub order: Order,
+    request: Request,
+    start: LoraWeights,
+    settings: LoraSettings,
     rows: Vec<Row>,
+    /// Of each row, as the data set has it.
     importance: Vec<f64>,
     draws: Vec<usize>,
+    replay: Vec<Row>,
     held_out: Vec<Row>,
-    request: Request,
 }
 
 impl Training {
-    /// Resolves the request for these rows; `init`: the adapter to start from, else a new one.
+    /// Resolves the request for these rows. `init`: the adapter to start from, else a new one; `replayed`: the base's own
+    /// answers, where the request wants them.
     ///
-    /// Errors: no rows, rows that the objective has no use for, numbers outside their range.
+    /// Errors: no rows, rows that the objective has no use for, more warm-up than steps.
     pub fn prepare(
-        network: &dyn Network,
+        model: &ModelConfig,
         set: &DataSet,
         lora: &LoraSection,
         init: Option<Adapter>,
+        replayed: &[Answered],
         request: Request,
     ) -> Result<Training> {
-        let Request { objective, order, beta, sft_weight, .. } = request;
-        let marks = set.marks();
-        let all = set.rows(objective, beta, sft_weight)?;
-        let share = request.held_out.unwrap_or(0.0);
-        let (mut rows, mut trained_marks, mut held_out) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, mark) in all.into_iter().zip(marks) {
-            if order::is_held_out(&mark.key, share) {
-                held_out.push(row);
-            } else {
-                trained_marks.push(mark);
-                rows.push(row);
-            }
-        }
+        let auto = request.objective == Objective::Auto;
+        let order = request.order.unwrap_or(if auto { Order::Weighted } else { Order::File });
+        let all = set.rows(request.objective, request.beta, request.sft_weight)?;
+        let (trained, held_out) = split(all.into_iter().zip(set.marks()).collect(), &request);
+        let (mut rows, marks): (Vec<Row>, Vec<Mark>) = trained.into_iter().unzip();
         if rows.is_empty() {
             return Err(Error::failure(format!("{} has no rows to train on", set.name)));
         }
@@ -85,18 +97,21 @@ impl Training {
         if order == Order::Weighted {
             rows.iter_mut().for_each(|row| row.weight = 1.0); // they act through the draws
         }
-        let rows_a_step = lora.training.batch_size.saturating_mul(request.accumulation.max(1));
-        let plan = plan(network, lora, &request, rows.len(), rows_a_step)?;
-        let needed = plan.schedule.total.saturating_mul(rows_a_step);
-        let draws = order::draws(order, &trained_marks, needed, plan.seed);
+        let weight = request.replay_weight().unwrap_or_default();
+        let replay: Vec<Row> = match weight > 0.0 {
+            true => replayed.iter().filter_map(Answered::tokens).map(|tokens| Row::stay(tokens, weight)).collect(),
+            false => Vec::new(),
+        };
+        let recipe = resolve(model, lora, &request, rows.len(), if replay.is_empty() { 0.0 } else { weight })?;
+        let draws = order::draws(order, &marks, recipe.steps.saturating_mul(recipe.batch_size), recipe.seed);
         let (start, settings) = match init {
             Some(adapter) => (adapter.weights, LoraSettings { dropout: lora.dropout, ..adapter.settings }),
             None => {
                 let settings = lora.settings()?;
-                (peft::init(network.config(), &settings, plan.seed), settings)
+                (peft::init(model, &settings, recipe.seed), settings)
             }
         };
-        Ok(Training { start, settings, plan, rows_a_step, rows, importance, draws, held_out, request })
+        Ok(Training { recipe, order, request, start, settings, rows, importance, draws, replay, held_out })
     }
 
     /// Rows that are trained on, and rows that are held out.
@@ -104,29 +119,20 @@ impl Training {
         (self.rows.len(), self.held_out.len())
     }
 
-    /// What `finch.json` keeps.
-    pub fn parameters(&self) -> serde_json::Value {
-        let Schedule { shape, peak, warmup, total } = self.plan.schedule;
-        let mut parameters = json!({
-            "objective": self.request.objective.name(),
-            "order": self.request.order.name(),
-            "steps": total,
-            "rows_a_step": self.rows_a_step,
-            "learning_rate": peak,
-            "schedule": shape,
-            "warmup_steps": warmup,
-            "weight_decay": self.plan.weight_decay,
-            "max_grad_norm": Some(self.plan.max_grad_norm).filter(|norm| norm.is_finite()),
-            "dropout": self.plan.dropout,
-            "seed": self.plan.seed,
-        });
-        if self.request.objective != Objective::Sft {
+    /// What the adapter's provenance keeps.
+    pub fn parameters(&self) -> Result<Value> {
+        let mut parameters = serde_json::to_value(&self.recipe)?;
+        parameters["objective"] = json!(self.request.objective.name());
+        parameters["order"] = json!(self.order.name());
+        parameters["rows"] = json!(self.rows.len());
+        parameters["held_out_rows"] = json!(self.held_out.len());
+        if matches!(self.request.objective, Objective::Dpo | Objective::Kto) {
             parameters["beta"] = json!(self.request.beta);
         }
         if self.request.sft_weight > 0.0 {
             parameters["sft_weight"] = json!(self.request.sft_weight);
         }
-        parameters
+        Ok(parameters)
     }
 
     /// Trains; see [`Fit::run`].
@@ -141,20 +147,24 @@ impl Training {
         fill_references(&mut self.rows, &*learner)?;
         fill_references(&mut self.held_out, &*learner)?;
         drop(learner);
+        let patience = match self.request.objective {
+            _ if self.held_out.is_empty() => None,
+            Objective::Auto => Some(PATIENCE),
+            _ => Some(usize::MAX), // the best state is kept, and all steps are taken
+        };
         let fit = Fit {
             network,
             start: self.start,
             rows: &self.rows,
             importance: &self.importance,
             draws: &self.draws,
-            batch: self.rows_a_step,
-            replay: &[],
-            replay_draws: &[],
-            replay_batch: 0,
+            batch: self.recipe.batch_size,
+            replay: &self.replay,
+            replay_draws: &self.recipe.replay_draws(self.replay.len()),
+            replay_batch: self.recipe.replay_rows,
             held_out: &self.held_out,
-            plan: self.plan,
-            // All steps are taken; with held-out rows the best state is kept.
-            stopping: Stopping { learned: None, patience: (!self.held_out.is_empty()).then_some(usize::MAX) },
+            plan: self.recipe.plan(),
+            stopping: Stopping { learned: self.recipe.stop_at, patience },
             threads,
             courtesy,
         };
@@ -162,28 +172,127 @@ impl Training {
     }
 }
 
-fn plan(network: &dyn Network, lora: &LoraSection, request: &Request, rows: usize, rows_a_step: usize) -> Result<Plan> {
-    let training = &lora.training;
-    let total = match (request.steps, training.epochs) {
-        (Some(steps), _) => steps,
-        (None, Auto::Value(epochs)) => order::steps_of(epochs, rows, rows_a_step),
-        (None, Auto::Auto) => order::steps_of(EPOCHS, rows, rows_a_step),
-    };
-    let auto = if network.config().is_small() { SMALL_LEARNING_RATE } else { LARGE_LEARNING_RATE };
-    let warmup = request.warmup_steps.unwrap_or_else(|| warmup_steps(training.warmup_ratio, total));
-    if warmup > total {
-        return Err(Error::usage(format!("{warmup} steps of warm-up are more than the {total} steps of the training")));
+/// Rows to train on, and rows to measure on: the share that is asked for; `auto` takes its own if that gives enough.
+fn split(rows: Vec<(Row, Mark)>, request: &Request) -> (Vec<(Row, Mark)>, Vec<Row>) {
+    let auto = request.objective == Objective::Auto;
+    let share = request.held_out.unwrap_or(if auto { HELD_OUT_SHARE } else { 0.0 });
+    let chosen = |(_, mark): &(Row, Mark)| order::is_held_out(&mark.key, share);
+    if request.held_out.is_none() && rows.iter().filter(|row| chosen(row)).count() < HELD_OUT_MIN {
+        return (rows, Vec::new());
     }
-    Ok(Plan {
-        schedule: Schedule {
-            shape: training.schedule,
-            peak: training.learning_rate.value().unwrap_or(auto),
-            warmup,
-            total,
-        },
-        weight_decay: training.weight_decay,
-        max_grad_norm: if training.max_grad_norm > 0.0 { training.max_grad_norm } else { f64::INFINITY },
-        dropout: lora.dropout,
-        seed: training.seed,
-    })
+    let (held_out, trained): (Vec<_>, Vec<_>) = rows.into_iter().partition(chosen);
+    (trained, held_out.into_iter().map(|(row, _)| row).collect())
+}
+
+/// The configuration and the request in numbers, for this many trained rows.
+fn resolve(
+    model: &ModelConfig,
+    lora: &LoraSection,
+    request: &Request,
+    rows: usize,
+    replay_weight: f64,
+) -> Result<Recipe> {
+    let batch_size = lora.training.batch_size.saturating_mul(request.accumulation.max(1));
+    let training = TrainingSection { batch_size, ..lora.training.clone() };
+    let mut recipe = Recipe::resolve(&LoraSection { training, ..lora.clone() }, model, rows);
+    let explicit = request.objective != Objective::Auto;
+    if let Some(steps) = request.steps {
+        (recipe.steps, recipe.stop_at) = (steps, None);
+    } else if explicit && lora.training.epochs == Auto::Auto {
+        (recipe.steps, recipe.stop_at) = (steps_of(EPOCHS, rows, batch_size), None);
+    }
+    recipe.warmup_steps = request.warmup_steps.unwrap_or(warmup_steps(lora.training.warmup_ratio, recipe.steps));
+    if recipe.warmup_steps > recipe.steps {
+        return Err(Error::usage(format!(
+            "{} steps of warm-up are more than the {} steps of the training",
+            recipe.warmup_steps, recipe.steps
+        )));
+    }
+    recipe.replay_rows = if replay_weight > 0.0 { REPLAY_ROWS } else { 0 };
+    recipe.replay_weight = replay_weight;
+    Ok(recipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crate::model::Tokens;
+    use crate::train::data::{DataRow, Lesson};
+
+    fn set(rows: usize) -> DataSet {
+        let lesson = |i: usize| Lesson::Imitate(Tokens::new(&[1, i as u32 % 200], &[2, i as u32 / 200]));
+        let row = |i| DataRow { line: i + 1, weight: 1.0 + i as f64, lesson: lesson(i), question: None };
+        DataSet { name: "rows.jsonl".into(), rows: (0..rows).map(row).collect(), ..DataSet::default() }
+    }
+
+    fn request(objective: Objective) -> Request {
+        Request {
+            objective,
+            order: None,
+            steps: None,
+            accumulation: 1,
+            warmup_steps: None,
+            beta: 0.1,
+            sft_weight: 0.0,
+            replay: None,
+            held_out: None,
+        }
+    }
+
+    fn prepare(rows: usize, request: Request) -> Result<Training> {
+        Training::prepare(&testing::config(), &set(rows), &LoraSection::default(), None, &[], request)
+    }
+
+    #[test]
+    fn an_explicit_objective_adapts_nothing() {
+        let training = prepare(100, request(Objective::Sft)).unwrap();
+        assert_eq!((training.order, training.sizes()), (Order::File, (100, 0)));
+        let Recipe { steps, stop_at, replay_rows, .. } = training.recipe;
+        assert_eq!((steps, stop_at, replay_rows), (75, None, 0), "three epochs at batch 4");
+        assert_eq!(training.draws[..5], [0, 1, 2, 3, 4]);
+        assert_eq!(training.rows[9].weight, 10.0, "weights act in the loss");
+        let steps = Request { steps: Some(6), accumulation: 3, ..request(Objective::Sft) };
+        let recipe = prepare(100, steps).unwrap().recipe;
+        assert_eq!((recipe.steps, recipe.batch_size, recipe.warmup_steps), (6, 12, 1), "5 % of 6 rounds up");
+    }
+
+    #[test]
+    fn auto_draws_by_weight_holds_out_and_stops_when_learned() {
+        let training = prepare(100, request(Objective::Auto)).unwrap();
+        let (trained, held_out) = training.sizes();
+        assert_eq!((training.order, trained + held_out), (Order::Weighted, 100));
+        assert!(held_out >= HELD_OUT_MIN && training.recipe.stop_at.is_some());
+        assert!(training.rows.iter().all(|row| row.weight == 1.0), "weights act through the draws alone");
+        assert_eq!(
+            training.importance.iter().filter(|w| **w == 1.0).count(),
+            usize::from(training.importance[0] == 1.0)
+        );
+        assert_eq!(prepare(10, request(Objective::Auto)).unwrap().sizes(), (10, 0), "too few to hold any out");
+        let steps = Request { steps: Some(6), ..request(Objective::Auto) };
+        assert_eq!(prepare(10, steps).unwrap().recipe.stop_at, None, "steps that are asked for are taken");
+    }
+
+    #[test]
+    fn a_share_that_is_asked_for_is_held_out() {
+        let training = prepare(100, Request { held_out: Some(0.1), ..request(Objective::Sft) }).unwrap();
+        let (trained, held_out) = training.sizes();
+        assert!((3..25).contains(&held_out) && trained + held_out == 100, "{held_out}");
+        assert_eq!(prepare(100, Request { held_out: Some(0.0), ..request(Objective::Auto) }).unwrap().sizes().1, 0);
+    }
+
+    #[test]
+    fn replay_is_autos_or_its_own_flags() {
+        assert_eq!(request(Objective::Sft).replay_weight(), None);
+        assert_eq!(request(Objective::Auto).replay_weight(), Some(REPLAY_WEIGHT));
+        assert_eq!(Request { replay: Some(0.0), ..request(Objective::Auto) }.replay_weight(), None);
+        assert_eq!(Request { replay: Some(0.5), ..request(Objective::Dpo) }.replay_weight(), Some(0.5));
+    }
+
+    #[test]
+    fn bad_requests_are_told() {
+        assert!(prepare(0, request(Objective::Sft)).err().unwrap().message().contains("no rows to train on"));
+        let warmup = Request { steps: Some(6), warmup_steps: Some(7), ..request(Objective::Sft) };
+        assert_eq!(prepare(10, warmup).err().unwrap().kind().exit_code(), 2);
+    }
 }

@@ -26,7 +26,6 @@ use crate::fsio::{self, Attempt, Holder, Lock};
 use crate::model::Tokens;
 use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
-use crate::model::message::Message;
 use crate::paths::Paths;
 use crate::store::{NewRun, Outcome, RunResult, Store, TrainingSet};
 use crate::train::row::Row;
@@ -266,21 +265,12 @@ impl Round<'_> {
 
     /// The base's own answers: to replay, and to watch.
     fn base_answers(&self, examples: &[Example]) -> Result<(Vec<Answered>, Vec<Answered>)> {
-        let config = self.model.network.config();
-        let longest = recipe::answer_tokens(config);
-        let (replayed, watched, own) = match config.is_small() {
-            true => (canaries::REPLAYED.len(), canaries::WATCHED.len(), recipe::SMALL_OWN_PROMPTS),
-            false => (recipe::LARGE_REPLAYED, recipe::LARGE_WATCHED, recipe::LARGE_OWN_PROMPTS),
+        let own = match self.model.network.config().is_small() {
+            true => recipe::SMALL_OWN_PROMPTS,
+            false => recipe::LARGE_OWN_PROMPTS,
         };
-        let taught = examples.iter().map(|e| e.messages.as_slice());
-        let answers = |prompts: Vec<Vec<Message>>| {
-            let prompts = canaries::unlike(prompts, taught.clone());
-            canaries::answer(self.model, &prompts, longest, &self.courtesy)
-        };
-        let built_in = |list: &[&str], n: usize| list.iter().take(n).map(|p| canaries::conversation(p)).collect();
-        let mut prompts: Vec<Vec<Message>> = built_in(&canaries::REPLAYED, replayed);
-        prompts.extend(self.store.unrated_prompts(&self.model.base, own)?);
-        Ok((answers(prompts)?, answers(built_in(&canaries::WATCHED, watched))?))
+        let own = self.store.unrated_prompts(&self.model.base, own)?;
+        canaries::ordinary(self.model, own, examples.iter().map(|e| e.messages.as_slice()), &self.courtesy)
     }
 
     fn fit(

@@ -53,6 +53,8 @@ pub struct DataRow {
     pub line: usize,
     pub weight: f64,
     pub lesson: Lesson,
+    /// The prompt, where the row has it as messages.
+    pub question: Option<Vec<Message>>,
 }
 
 /// A data set, tokenised.
@@ -88,57 +90,60 @@ impl Reader {
         while let Some((line, mut row)) = lines.next_row()? {
             let place = || format!("{}:{line}", lines.name());
             let weight = weight(&mut row).with_context(place)?;
-            let lesson = self.lesson(&mut row).with_context(place)?;
+            let (lesson, question) = self.lesson(&mut row).with_context(place)?;
             set.unknown.extend(row.rest().map(str::to_owned));
             let length = lesson.longest();
             if length > self.max_length {
                 set.skipped.push((line, length));
             } else {
-                set.rows.push(DataRow { line, weight, lesson });
+                set.rows.push(DataRow { line, weight, lesson, question });
             }
         }
         Ok(set)
     }
 
-    fn lesson(&mut self, row: &mut jsonl::Row) -> Result<Lesson> {
-        let form = Form::of(row)?;
-        match form {
-            Form::Labels => labelled_ids(row, self.vocab_size).map(Lesson::Imitate),
+    /// What a row teaches, and its prompt where that is a list of messages.
+    fn lesson(&mut self, row: &mut jsonl::Row) -> Result<(Lesson, Option<Vec<Message>>)> {
+        let vocab_size = self.vocab_size;
+        let lesson = match Form::of(row)? {
+            Form::Labels => labelled_ids(row, vocab_size).map(Lesson::Imitate)?,
             Form::PairIds => {
-                let prompt = needed_ids(row, "prompt_ids", self.vocab_size)?;
-                let chosen = needed_ids(row, "chosen_ids", self.vocab_size)?;
-                let rejected = needed_ids(row, "rejected_ids", self.vocab_size)?;
-                pair(&prompt, &chosen, &rejected)
+                let prompt = needed_ids(row, "prompt_ids", vocab_size)?;
+                let chosen = needed_ids(row, "chosen_ids", vocab_size)?;
+                let rejected = needed_ids(row, "rejected_ids", vocab_size)?;
+                pair(&prompt, &chosen, &rejected)?
             }
             Form::CompletionIds => {
-                let prompt = needed_ids(row, "prompt_ids", self.vocab_size)?;
-                let completion = needed_ids(row, "completion_ids", self.vocab_size)?;
-                judged(Tokens::new(&prompt, &completion), row.yes_or_no("label")?)
+                let prompt = needed_ids(row, "prompt_ids", vocab_size)?;
+                let completion = needed_ids(row, "completion_ids", vocab_size)?;
+                judged(Tokens::new(&prompt, &completion), row.yes_or_no("label")?)?
             }
             Form::Messages => {
                 let thinking = row.yes_or_no("thinking")?;
-                let messages = row.messages("messages")?.unwrap_or_default();
+                let mut messages = row.messages("messages")?.unwrap_or_default();
                 let last = messages.iter().rposition(|m| m.role == Role::Assistant);
                 let last = last.ok_or_else(|| Error::failure("messages holds no assistant message to learn from"))?;
                 if last == 0 {
                     return Err(Error::failure("messages: nothing stands before the last assistant message"));
                 }
-                let format = self.format()?;
-                let tokens = format.tokens(&messages[..last], &messages[last].content, thinking)?;
-                judged(tokens, row.yes_or_no("label")?)
+                let tokens = self.format()?.tokens(&messages[..last], &messages[last].content, thinking)?;
+                let lesson = judged(tokens, row.yes_or_no("label")?)?;
+                messages.truncate(last);
+                return Ok((lesson, Some(messages)));
             }
             Form::Pair => {
-                let prompt = self.prompt(row)?;
+                let (prompt, question) = self.prompt(row)?;
                 let chosen = self.completion(row, "chosen")?;
                 let rejected = self.completion(row, "rejected")?;
-                pair(&prompt, &chosen, &rejected)
+                return Ok((pair(&prompt, &chosen, &rejected)?, question));
             }
             Form::Completion => {
-                let prompt = self.prompt(row)?;
+                let (prompt, question) = self.prompt(row)?;
                 let completion = self.completion(row, "completion")?;
-                judged(Tokens::new(&prompt, &completion), row.yes_or_no("label")?)
+                return Ok((judged(Tokens::new(&prompt, &completion), row.yes_or_no("label")?)?, question));
             }
-        }
+        };
+        Ok((lesson, None))
     }
 
     fn format(&mut self) -> Result<ChatFormat<'_>> {
@@ -149,17 +154,17 @@ impl Reader {
         ChatFormat::of_files(self.files.insert(files))
     }
 
-    /// A string as it stands; messages by the template, opened for an answer.
-    fn prompt(&mut self, row: &mut jsonl::Row) -> Result<Vec<u32>> {
+    /// A string as it stands; messages by the template, opened for an answer, and the messages themselves.
+    fn prompt(&mut self, row: &mut jsonl::Row) -> Result<(Vec<u32>, Option<Vec<Message>>)> {
         let thinking = row.yes_or_no("thinking")?;
         match row.take("prompt") {
-            Some(serde_json::Value::String(text)) => self.format()?.plain(&text),
+            Some(serde_json::Value::String(text)) => Ok((self.format()?.plain(&text)?, None)),
             Some(value) => {
                 let messages = jsonl::messages("prompt", &value)?;
                 if messages.is_empty() {
                     return Err(Error::failure("prompt is empty"));
                 }
-                self.format()?.prompt(&messages, thinking)
+                Ok((self.format()?.prompt(&messages, thinking)?, Some(messages)))
             }
             None => Err(Error::failure("prompt is missing")),
         }
@@ -265,8 +270,16 @@ impl DataSet {
         self.rows.iter().map(mark).collect()
     }
 
-    /// The rows as an explicit objective takes them, in the order of the file; `beta`: the pull to the reference (dpo, kto),
-    /// `sft`: the weight of the chosen side's own likelihood (dpo).
+    /// The rows without the answers judged bad, and the lines of those: `auto` has no use for them yet.
+    pub fn without_bad(mut self) -> (DataSet, Vec<usize>) {
+        let bad = |row: &DataRow| matches!(row.lesson, Lesson::Judged { good: false, .. });
+        let lines = self.rows.iter().filter(|row| bad(row)).map(|row| row.line).collect();
+        self.rows.retain(|row| !bad(row));
+        (self, lines)
+    }
+
+    /// The rows as an objective takes them, in the order of the file; `beta`: the pull to the reference (dpo, kto), `sft`:
+    /// the weight of the chosen side's own likelihood (dpo). `auto` imitates what is wanted, of a pair the chosen side.
     ///
     /// Errors name the first row that the objective has no use for: nothing is left out in silence.
     pub fn rows(&self, objective: Objective, beta: f64, sft: f64) -> Result<Vec<Row>> {
@@ -275,6 +288,12 @@ impl DataSet {
                 (Objective::Sft, Lesson::Imitate(tokens) | Lesson::Judged { tokens, good: true }) => {
                     Goal::Imitate(tokens.clone())
                 }
+                (
+                    Objective::Auto,
+                    Lesson::Imitate(tokens)
+                    | Lesson::Judged { tokens, good: true }
+                    | Lesson::Pair { chosen: tokens, .. },
+                ) => Goal::Imitate(tokens.clone()),
                 (Objective::Dpo, Lesson::Pair { chosen, rejected }) => {
                     let (chosen, rejected) = (chosen.clone(), rejected.clone());
                     Goal::Prefer(Prefer { chosen, rejected, beta, dpop: 0.0, sft, reference: None })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::screen::Spinner;
 use crate::cli::TrainArgs;
 use crate::commands::ground::Ground;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::learn::round::{Ended, Event, Receipt, Round, default_threads};
 use crate::model::courtesy::Courtesy;
 use crate::model::digest::DigestCache;
@@ -31,7 +31,7 @@ pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>) -> Result
         threads: default_threads(),
         courtesy,
     };
-    let mut spinner = Spinner::start("Reading the base's own answers…");
+    let mut spinner = Spinner::start("Preparing…");
     let ended = round.run(&mut |event| match event {
         Event::Started { examples, skipped, .. } => {
             spinner.say(&format!("Training on {}", render::count(examples, "example")));
@@ -60,7 +60,7 @@ fn tell(ended: Ended) -> Result<()> {
         Ended::Refused(receipt) => {
             eprint!("✗ Training completed, but the new adapter is not used\n{}", trained(&receipt));
             warn(&receipt);
-            return Err(refused(&receipt.adapter, &receipt.reasons));
+            return Err(super::refused(&receipt.reasons));
         }
         Ended::Cancelled { examples, kept } => {
             eprint!("{}", render_training::cancelled(examples));
@@ -75,12 +75,6 @@ fn tell(ended: Ended) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The gate's refusal, with its exit code.
-pub fn refused(adapter: &str, reasons: &[String]) -> Error {
-    Error::new(Kind::Refused, format!("adapter {adapter} is refused: {}", reasons.join("; ")))
-        .hint(format!("answers stay as they were; `finch adapters load {adapter}` makes it live all the same"))
 }
 
 fn trained(receipt: &Receipt) -> String {

@@ -1,4 +1,4 @@
-//! `finch train --data`: one training on the rows of a file.
+//! `finch train --data`: one training on the rows of a file, into a folder of its own or through the gate.
 
 use std::fs::File;
 use std::io::Write;
@@ -6,112 +6,140 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::keep::{self, Kept, Made};
 use super::screen::Bar;
-use crate::adapter::peft::{self, Adapter};
-use crate::adapter::provenance::Provenance;
-use crate::adapter::registry;
+use crate::adapter::peft;
 use crate::cli::TrainArgs;
 use crate::commands::ground::Ground;
 use crate::error::{Context, Error, Result};
-use crate::fsio::{self, Lock};
+use crate::fsio::{self, Attempt};
+use crate::learn::canaries::{self, Answered};
 use crate::learn::dataset::{Request, Training};
-use crate::learn::fit::{Ending, Trained};
+use crate::learn::fit::Ending;
+use crate::learn::round;
+use crate::model::Network;
 use crate::model::courtesy::Courtesy;
 use crate::model::digest::DigestCache;
-use crate::model::load::Base;
+use crate::model::load::{Base, Model, ModelSource};
 use crate::paths::Paths;
 use crate::repl::render;
 use crate::text;
 use crate::train::data::{DataSet, Objective, Reader};
-use crate::train::order::Order;
 use crate::train::run::StepReport;
 
 pub fn run(ground: &Ground, args: &TrainArgs, file: &Path, courtesy: Arc<Courtesy>) -> Result<()> {
     let request = request(args)?;
-    let Some(output) = &args.output else {
-        return Err(Error::usage("--output DIR is missing: where the adapter goes"));
+    if let Some(output) = &args.output {
+        fsio::refuse_occupied(output)?;
+    }
+    let _lock = match round::lock(&ground.paths)? {
+        Attempt::Acquired(lock) => lock,
+        Attempt::Held(holder) => return Err(holder.into()),
     };
-    fsio::refuse_occupied(output)?;
-    fsio::create_private_dir(ground.paths.root())?;
-    let _lock = Lock::try_acquire(&ground.paths.lock("training"), "a training")?;
-
     let source = ground.source()?;
-    let base = Base::load(&source, &DigestCache::of(&ground.paths))?;
-    let config = base.network.config();
-    let set = Reader::new(source, config.vocab_size, args.max_length.unwrap_or(config.context)).read(file)?;
-    tell_left_out(&set, args.max_length.is_some());
-    let init = args.init_adapter.as_ref().map(|folder| peft::read(folder, config)).transpose()?;
-    let training = Training::prepare(&*base.network, &set, &ground.config.lora, init, request)?;
-    let parameters = training.parameters();
-    let (rows, held_out) = training.sizes();
-    let steps = training.plan.schedule.total;
+    // Only what judges or replays needs the model's words; ids alone need no tokenizer.
+    let judged = request.objective == Objective::Auto || args.output.is_none();
+    let subject = Subject::load(&source, judged || request.replay_weight().is_some(), ground)?;
+    let set = rows(args, source, file, &*subject.network)?;
+    let init = args.init_adapter.as_ref().map(|folder| peft::read(folder, subject.network.config())).transpose()?;
+    let ordinary = subject.ordinary(&set, &courtesy).inspect_err(tell_if_interrupted)?;
+    let lora = &ground.config.lora;
+    let training = Training::prepare(subject.network.config(), &set, lora, init, &ordinary.replayed, request)?;
+    let parameters = training.parameters()?;
+    let examples = training.sizes().0;
     eprintln!("{}", opening(&training, args.objective));
 
-    let started = Instant::now();
-    let mut metrics = args.metrics.as_deref().map(Metrics::create).transpose()?;
-    let mut screen = Bar::start(steps);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let trained = training.run(&*base.network, threads, courtesy, &mut |report, _| {
-        screen.step(report);
-        metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(report))
-    });
-    screen.end();
-    let (trained, settings) = trained.inspect_err(|error| {
-        if error.is_interrupted() {
-            eprintln!("Interrupted before the first step was finished; nothing is saved.");
-        }
-    })?;
-    let provenance = Provenance {
-        examples: rows,
-        parameters,
-        loss_before: Some(trained.before.loss),
-        loss_after: trained.after.as_ref().map(|figures| figures.loss),
-        seconds: Some(started.elapsed().as_secs_f64()),
-        ..Provenance::new(&base.digest, &base.name)
+    let keeper = keep::Keeper {
+        ground,
+        subject: &subject,
+        output: args.output.as_deref(),
+        watched: judged.then_some(ordinary.watched.as_slice()),
+        courtesy: Arc::clone(&courtesy),
     };
-    let outcome = outcome(&trained, &provenance, held_out, output);
-    let ending = trained.ending;
-    registry::save_folder(output, &Adapter::new(trained.weights, settings), &provenance)?;
-    eprint!("{outcome}");
-    match ending {
-        Ending::Interrupted => Err(Error::interrupted()),
-        _ => Ok(()),
+    let started = Instant::now();
+    let kept = keeper.around(&parameters, || {
+        let mut metrics = args.metrics.as_deref().map(Metrics::create).transpose()?;
+        let mut bar = Bar::start(training.recipe.steps);
+        let network = Arc::clone(&subject.network);
+        let trained = training.run(&*network, round::default_threads(), courtesy, &mut |report, _| {
+            bar.step(report);
+            metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(report))
+        });
+        bar.end();
+        let (trained, settings) = trained?;
+        Ok(Made { trained, settings, examples, seconds: started.elapsed().as_secs_f64() })
+    });
+    tell(&kept.inspect_err(tell_if_interrupted)?)
+}
+
+fn tell_if_interrupted(error: &Error) {
+    if error.is_interrupted() {
+        eprintln!("Interrupted before there was a state worth keeping; nothing is saved.");
+    }
+}
+
+/// The model as far as a training needs it.
+pub struct Subject {
+    pub name: String,
+    /// Digest of the base's weights.
+    pub digest: String,
+    pub network: Arc<dyn Network>,
+    /// With tokenizer and template.
+    pub model: Option<Model>,
+}
+
+/// The base's answers to ordinary prompts; empty where they are not needed.
+#[derive(Default)]
+struct Ordinary {
+    replayed: Vec<Answered>,
+    watched: Vec<Answered>,
+}
+
+impl Subject {
+    fn load(source: &ModelSource, with_words: bool, ground: &Ground) -> Result<Subject> {
+        let digests = DigestCache::of(&ground.paths);
+        if with_words {
+            let model = Model::load(source, &digests)?;
+            let (name, digest, network) = (model.name.clone(), model.base.clone(), Arc::clone(&model.network));
+            return Ok(Subject { name, digest, network, model: Some(model) });
+        }
+        let Base { name, digest, network, .. } = Base::load(source, &digests)?;
+        Ok(Subject { name, digest, network, model: None })
+    }
+
+    fn ordinary(&self, set: &DataSet, courtesy: &Courtesy) -> Result<Ordinary> {
+        let Some(model) = &self.model else { return Ok(Ordinary::default()) };
+        let taught = set.rows.iter().filter_map(|row| row.question.as_deref());
+        let (replayed, watched) = canaries::ordinary(model, Vec::new(), taught, courtesy)?;
+        Ok(Ordinary { replayed, watched })
     }
 }
 
 /// What the flags ask for, checked as far as no model is needed.
 fn request(args: &TrainArgs) -> Result<Request> {
     let objective = args.objective;
-    if objective == Objective::Auto {
-        return Err(Error::usage("a data set needs --objective sft, dpo or kto for now"));
-    }
-    if args.replay.is_some() {
-        return Err(Error::usage(format!("--replay does not go with --objective {}", objective.name())));
-    }
-    if args.sft_weight.is_some() && objective != Objective::Dpo {
+    if args.sft_weight.is_some_and(|weight| weight != 0.0) && objective != Objective::Dpo {
         return Err(Error::usage("--sft-weight goes with --objective dpo"));
     }
-    if args.beta.is_some() && objective == Objective::Sft {
-        return Err(Error::usage("--beta goes with --objective dpo or kto"));
+    if args.beta.is_some() && matches!(objective, Objective::Auto | Objective::Sft) {
+        eprintln!("warning: --beta means nothing to --objective {}", objective.name());
     }
     at_least_one("--steps", args.steps)?;
     at_least_one("--gradient-accumulation", args.gradient_accumulation)?;
     at_least_one("--max-length", args.max_length)?;
-    let in_range = |flag: &str, value: Option<f64>, fits: fn(f64) -> bool, range: &str| match value {
-        Some(value) if !fits(value) => Err(Error::usage(format!("{flag} should be {range}, it is {value}"))),
-        _ => Ok(()),
-    };
     in_range("--beta", args.beta, |x| x > 0.0 && x.is_finite(), "a number above 0")?;
     in_range("--sft-weight", args.sft_weight, |x| x >= 0.0 && x.is_finite(), "0 or more")?;
+    in_range("--replay", args.replay, |x| x >= 0.0 && x.is_finite(), "0 or more")?;
     in_range("--eval-split", args.eval_split, |x| (0.0..1.0).contains(&x), "from 0 to below 1")?;
     Ok(Request {
         objective,
-        order: args.order.unwrap_or(Order::File),
+        order: args.order,
         steps: args.steps,
         accumulation: args.gradient_accumulation.unwrap_or(1),
         warmup_steps: args.warmup_steps,
         beta: args.beta.unwrap_or(0.1),
         sft_weight: args.sft_weight.unwrap_or(0.0),
+        replay: args.replay,
         held_out: args.eval_split,
     })
 }
@@ -123,51 +151,82 @@ fn at_least_one(flag: &str, value: Option<usize>) -> Result<()> {
     }
 }
 
-/// Rows and fields that training does not see.
-fn tell_left_out(set: &DataSet, limited: bool) {
+fn in_range(flag: &str, value: Option<f64>, fits: fn(f64) -> bool, range: &str) -> Result<()> {
+    match value {
+        Some(value) if !fits(value) => Err(Error::usage(format!("{flag} should be {range}, it is {value}"))),
+        _ => Ok(()),
+    }
+}
+
+/// The rows to train on; what is left out is told.
+fn rows(args: &TrainArgs, source: ModelSource, file: &Path, network: &dyn Network) -> Result<DataSet> {
+    let config = network.config();
+    let longest = args.max_length.unwrap_or(config.context);
+    let mut set = Reader::new(source, config.vocab_size, longest).read(file)?;
     if !set.unknown.is_empty() {
         let fields: Vec<String> = set.unknown.iter().map(|field| text::one_line(field, 40)).collect();
         eprintln!("warning: {}: fields that mean nothing here are ignored: {}", set.name, fields.join(", "));
     }
-    let limit = if limited { "--max-length" } else { "the model's context" };
     for (line, tokens) in &set.skipped {
-        eprintln!("warning: {}:{line}: skipped, its {tokens} tokens are more than {limit}", set.name);
+        eprintln!("warning: {}:{line}: skipped, it has {tokens} tokens, more than {longest}", set.name);
     }
+    if args.objective == Objective::Auto {
+        let bad;
+        (set, bad) = set.without_bad();
+        if !bad.is_empty() {
+            let count = render::count(bad.len(), "answer");
+            eprintln!("warning: {}: {count} judged bad left out; --objective kto learns from them", set.name);
+        }
+    }
+    Ok(set)
 }
 
 fn opening(training: &Training, objective: Objective) -> String {
     let (rows, held_out) = training.sizes();
     let held_out = if held_out > 0 { format!(" ({held_out} more held out)") } else { String::new() };
+    let most = if training.recipe.stop_at.is_some() { "at most " } else { "" };
     format!(
-        "Training on {}{held_out}: {}, {} of {}, learning rate {}",
+        "Training on {}{held_out}: {}, {most}{} of {}, learning rate {}",
         render::count(rows, "row"),
         objective.name(),
-        render::count(training.plan.schedule.total, "step"),
-        render::count(training.rows_a_step, "row"),
-        training.plan.schedule.peak
+        render::count(training.recipe.steps, "step"),
+        render::count(training.recipe.batch_size, "row"),
+        training.recipe.learning_rate
     )
 }
 
-fn outcome(trained: &Trained, made: &Provenance, held_out: usize, output: &Path) -> String {
-    let mut out = match trained.ending {
-        Ending::Interrupted => {
-            format!("Interrupted; the state after {} is kept\n", render::count(trained.kept_step, "step"))
+/// Says what there is now; the error carries the exit code.
+fn tell(kept: &Kept) -> Result<()> {
+    let Kept { trained, loss, held_out, seconds, path, report, live, .. } = kept;
+    let refused = report.as_ref().filter(|report| !report.passed());
+    eprintln!(
+        "{}",
+        match (trained.ending, refused) {
+            (Ending::Interrupted, _) =>
+                format!("Interrupted; the state after {} is kept", render::count(trained.step, "step")),
+            (_, Some(_)) => "✗ Training completed, but the gate refuses the adapter".to_string(),
+            _ if trained.step < trained.steps => {
+                format!("✓ Training completed! The state after step {} of {} is the best", trained.step, trained.steps)
+            }
+            _ => "✓ Training completed!".to_string(),
         }
-        _ if trained.kept_step < trained.steps => {
-            format!("Training completed; the state after step {} of {} is the best\n", trained.kept_step, trained.steps)
-        }
-        _ => "Training completed\n".to_string(),
-    };
-    let mut figures = vec![format!("Trained on {}", render::count(made.examples, "row"))];
-    if let Some(after) = &trained.after {
-        figures.push(format!("loss {:.2} → {:.2}", trained.before.loss, after.loss));
-        if let Some((before, after)) = trained.before.held_out.zip(after.held_out).filter(|_| held_out > 0) {
-            figures.push(format!("held-out {before:.2} → {after:.2}"));
-        }
+    );
+    let mut figures = vec![format!("Trained on {}", render::count(kept.examples, "row"))];
+    figures.extend(loss.map(|(before, after)| format!("loss {before:.2} → {after:.2}")));
+    figures.extend(held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
+    figures.push(render::duration(*seconds));
+    eprintln!("   {}\n   Adapter saved to: {}", figures.join(", "), Paths::display(path));
+    for warning in report.iter().flat_map(|report| &report.warnings) {
+        eprintln!("warning: {}", text::sanitize(warning));
     }
-    figures.extend(made.seconds.map(render::duration));
-    out += &format!("   {}\n   Adapter saved to: {}\n", figures.join(", "), Paths::display(output));
-    out
+    if *live {
+        eprintln!("   It is live from the next answer on.");
+    }
+    match (trained.ending, refused) {
+        (Ending::Interrupted, _) => Err(Error::interrupted()),
+        (_, Some(report)) => Err(super::refused(&report.reasons)),
+        _ => Ok(()),
+    }
 }
 
 /// A row for each optimiser step, there as soon as the step is done.
