@@ -3,6 +3,7 @@
 //! Lower layers build an [`Error`] from a sentence that names the thing and the fault; upper layers add context in
 //! front and a hint behind. Nothing here prints: `main.rs` and the REPL own the screen.
 
+use std::any::Any;
 use std::fmt;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -57,6 +58,13 @@ impl Error {
 
     pub fn interrupted() -> Self {
         Self::new(Kind::Interrupted, "interrupted")
+    }
+
+    /// A panic that was caught: a fault in finch, told like any other.
+    pub fn panicked(what: &str, panic: &(dyn Any + Send)) -> Self {
+        let said = panic.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Self::failure(format!("{what} failed unexpectedly: {}", said.unwrap_or("no reason given")))
     }
 
     /// What the user can do about it; the last hint given (the innermost) stays.

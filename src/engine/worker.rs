@@ -1,6 +1,5 @@
 //! What the engine's thread does: prefill in chunks, then a token at a time, until something ends it.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -25,7 +24,10 @@ pub(super) fn run(network: Arc<dyn Network>, jobs: &Receiver<Job>, shutdown: &Ca
         let last = match outcome {
             Ok(Ok(finished)) => Event::Done(finished),
             Ok(Err(error)) => Event::Failed(error),
-            Err(panic) => Event::Failed(panicked(&*panic)),
+            Err(panic) => Event::Failed(
+                Error::panicked("the model's code", &*panic)
+                    .hint("this is a fault in finch, not in what you asked; the next question starts afresh"),
+            ),
         };
         let _ = events.send(last); // nobody listens any more: fine
     }
@@ -141,10 +143,4 @@ fn decode(
             logits = slot.forward(&[token])?;
         }
     }
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> Error {
-    let what = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Error::failure(format!("the model's code failed unexpectedly: {}", what.unwrap_or("no reason given")))
-        .hint("this is a fault in finch, not in what you asked; the next question starts afresh")
 }

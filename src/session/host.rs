@@ -121,7 +121,7 @@ impl ModelHost {
         let theirs = Arc::clone(&shared);
         let started = thread::Builder::new().name("load-model".into()).spawn(move || {
             let loaded = catch_unwind(AssertUnwindSafe(load))
-                .unwrap_or_else(|_| Err(Error::failure("loading the model failed unexpectedly")));
+                .unwrap_or_else(|panic| Err(Error::panicked("loading the model", &*panic)));
             theirs.set(match loaded {
                 Ok(loaded) => ModelState::Ready(Arc::new(loaded)),
                 Err(error) => ModelState::Failed(error.into()),
