@@ -52,10 +52,11 @@ pub trait Decoder: Send {
     /// Forgets all but the first `len` tokens.
     fn truncate(&mut self, len: usize);
 
-    /// Appends `ids` (not empty) to the cache; returns the logits after the last of them, `[vocab_size]`.
+    /// Appends `ids` (not empty) to the cache; returns the logits after the last of them, `[vocab_size]`. On an error the
+    /// cache is as it was.
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
 
-    /// Appends `ids` to an empty cache; returns the natural-log probability of `ids[i]` given those before it, for
+    /// Appends `ids` (not empty) to an empty cache; returns the natural-log probability of `ids[i]` given those before it, for
     /// `i = 1..`, so `ids.len() - 1` values.
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
 }

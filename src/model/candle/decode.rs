@@ -9,8 +9,8 @@ use super::{Shared, head, ops};
 use crate::error::Result;
 use crate::model::Decoder;
 
-/// Tokens that [`CandleDecoder::score`] sends through the network at once.
-const SCORE_CHUNK: usize = 256;
+/// Tokens that go through the network at once: attention takes memory by this times all tokens before.
+const CHUNK: usize = 256;
 
 /// Keys and values of one layer, `[kv_heads, capacity, head_dim]` f32.
 struct Cache {
@@ -24,7 +24,8 @@ pub(super) struct CandleDecoder {
     rope: Arc<Rope>,
     caches: Vec<Cache>,
     len: usize,
-    capacity: usize,
+    /// Tokens that the caches have room for.
+    pub(super) capacity: usize,
 }
 
 impl CandleDecoder {
@@ -33,10 +34,9 @@ impl CandleDecoder {
         Ok(CandleDecoder { shared, pairs, rope, caches: Vec::new(), len: 0, capacity: 0 })
     }
 
-    /// Appends `ids`; hidden states of all of them, `[ids, hidden]`.
+    /// Appends `ids`, few and checked; hidden states of all of them, `[ids, hidden]`.
     fn append(&mut self, ids: &[u32]) -> Result<Tensor> {
         let (past, all) = (self.len, self.len + ids.len());
-        self.shared.check_ids(ids)?;
         self.reserve(all)?;
         self.rope = self.shared.rope(all)?;
         let positions: Vec<u32> = (past as u32..all as u32).collect();
@@ -62,13 +62,29 @@ impl CandleDecoder {
         Ok(hidden)
     }
 
+    /// Appends `ids` in chunks, with `take(start, chunk, hidden)` after each; all of them, or on an error none.
+    fn append_all(&mut self, ids: &[u32], mut take: impl FnMut(usize, &[u32], &Tensor) -> Result<()>) -> Result<()> {
+        self.shared.check_ids(ids)?;
+        let past = self.len;
+        let done = (0..ids.len()).step_by(CHUNK).try_for_each(|start| {
+            let chunk = &ids[start..ids.len().min(start + CHUNK)];
+            let hidden = self.append(chunk)?;
+            take(start, chunk, &hidden)
+        });
+        if done.is_err() {
+            self.truncate(past);
+        }
+        done
+    }
+
     /// Room for `tokens`; what is cached is copied, and copied rarely.
     fn reserve(&mut self, tokens: usize) -> Result<()> {
         if tokens <= self.capacity {
             return Ok(());
         }
-        let capacity = tokens.next_power_of_two().max(256);
         let config = &self.shared.config;
+        // Doubling, but not past what the model can use: a token takes 0.2 MB in Qwen3-0.6B, and contexts are long.
+        let capacity = tokens.next_power_of_two().max(256).min(config.context.max(tokens));
         let grow = |old: Option<&Tensor>| -> Result<Tensor> {
             let shape = (config.kv_heads, capacity, config.head_dim);
             let new = Tensor::zeros(shape, DType::F32, &self.shared.device)?;
@@ -101,9 +117,16 @@ impl Decoder for CandleDecoder {
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let shared = Arc::clone(&self.shared);
         shared.run(|| {
-            let hidden = self.append(ids)?;
-            let last = hidden.narrow(0, ids.len() - 1, 1)?;
-            Ok(ops::linear(&last, &shared.weights.head)?.squeeze(0)?.to_device(&Device::Cpu)?.to_vec1()?)
+            let mut logits = Vec::new();
+            self.append_all(ids, |start, chunk, hidden| {
+                if start + chunk.len() == ids.len() {
+                    let last = hidden.narrow(0, chunk.len() - 1, 1)?;
+                    logits =
+                        ops::linear(&last, &shared.weights.head)?.squeeze(0)?.to_device(&Device::Cpu)?.to_vec1()?;
+                }
+                Ok(())
+            })?;
+            Ok(logits)
         })
     }
 
@@ -111,13 +134,12 @@ impl Decoder for CandleDecoder {
         let shared = Arc::clone(&self.shared);
         shared.run(|| {
             let mut logprobs = Vec::with_capacity(ids.len().saturating_sub(1));
-            for start in (0..ids.len()).step_by(SCORE_CHUNK) {
-                let chunk = &ids[start..ids.len().min(start + SCORE_CHUNK)];
-                let hidden = self.append(chunk)?;
+            self.append_all(ids, |start, chunk, hidden| {
                 let next = &ids[start + 1..ids.len().min(start + chunk.len() + 1)];
                 let predicting = hidden.narrow(0, 0, next.len())?;
                 logprobs.extend(head::logprobs(&predicting, next, &shared.weights.head)?);
-            }
+                Ok(())
+            })?;
             Ok(logprobs)
         })
     }

@@ -15,7 +15,7 @@ mod head;
 mod learn;
 mod ops;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,13 +7,14 @@ use candle_transformers::models::{qwen2, qwen3};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::decode::CandleDecoder;
 use super::{CandleNetwork, weights};
 use crate::model::config::{Family, ModelConfig};
 use crate::model::courtesy::Courtesy;
 use crate::model::lora::{LoraShape, LoraWeights, Target};
-use crate::model::{Learner, Network, PassOptions, Tokens};
+use crate::model::{Decoder, Learner, Network, PassOptions, Tokens};
 
-fn config(family: Family) -> ModelConfig {
+pub(crate) fn config(family: Family) -> ModelConfig {
     ModelConfig {
         family,
         vocab_size: 37,
@@ -49,11 +50,11 @@ fn params(config: &ModelConfig) -> Vec<f32> {
         .collect()
 }
 
-fn network(config: &ModelConfig) -> CandleNetwork {
+pub(crate) fn network(config: &ModelConfig) -> CandleNetwork {
     CandleNetwork::from_params(config, &params(config), &Device::Cpu).unwrap()
 }
 
-fn adapter(config: &ModelConfig, targets: &[Target]) -> LoraWeights {
+pub(crate) fn adapter(config: &ModelConfig, targets: &[Target]) -> LoraWeights {
     let shapes = (0..config.layers)
         .flat_map(|layer| {
             targets.iter().map(move |&target| {
@@ -208,6 +209,51 @@ fn truncating_the_cache_forgets_what_came_after() {
     for (a, b) in expected.iter().zip(&again) {
         assert!((a - b).abs() < 1e-5);
     }
+}
+
+#[test]
+fn a_long_prompt_is_as_its_parts() {
+    let config = ModelConfig { context: 600, ..config(Family::Qwen3) };
+    let network = network(&config);
+    let ids: Vec<u32> = (0..600).map(|i| i * i % 37).collect();
+    let mut whole = network.decoder(None).unwrap();
+    let together = whole.forward(&ids).unwrap();
+    let mut parts = network.decoder(None).unwrap();
+    let apart = ids.chunks(100).map(|part| parts.forward(part).unwrap()).last().unwrap();
+    assert_eq!((whole.len(), parts.len(), together.len()), (600, 600, 37));
+    for (a, b) in together.iter().zip(&apart) {
+        assert!((a - b).abs() < 1e-4, "{a} and {b}");
+    }
+    for count in [1, 256, 257, 600] {
+        assert_eq!(network.decoder(None).unwrap().score(&ids[..count]).unwrap().len(), count - 1);
+    }
+}
+
+#[test]
+fn a_failed_forward_leaves_the_cache_as_it_was() {
+    let config = config(Family::Qwen2);
+    let network = network(&config);
+    let expected = network.decoder(None).unwrap().forward(&[1, 2, 3, 4]).unwrap();
+    let mut decoder = network.decoder(None).unwrap();
+    decoder.forward(&[1, 2]).unwrap();
+    let bad: Vec<u32> = (0..300).map(|i| if i == 299 { 37 } else { 5 }).collect();
+    for bad in [&bad[..], &[]] {
+        assert!(decoder.forward(bad).is_err() && decoder.score(bad).is_err());
+        assert_eq!(decoder.len(), 2);
+    }
+    for (a, b) in expected.iter().zip(&decoder.forward(&[3, 4]).unwrap()) {
+        assert!((a - b).abs() < 1e-5, "{a} and {b}");
+    }
+}
+
+#[test]
+fn a_cache_grows_no_further_than_the_context() {
+    let network = network(&ModelConfig { context: 300, ..config(Family::Qwen3) });
+    let mut decoder = CandleDecoder::new(Arc::clone(&network.shared), None).unwrap();
+    decoder.forward(&[1]).unwrap();
+    assert_eq!(decoder.capacity, 256);
+    decoder.forward(&[1; 260]).unwrap();
+    assert_eq!(decoder.capacity, 300);
 }
 
 #[test]
