@@ -3,6 +3,8 @@
 //! Tokens of all rows lie behind each other, `[tokens, hidden]`: nothing is padded. What differs between decoding (a KV
 //! cache) and training (each row for itself) is only who is attended to, and that is the caller's.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::ops;
@@ -101,7 +103,7 @@ pub(super) struct Forward<'a> {
     /// Rotary rows of the tokens.
     pub cos: Tensor,
     pub sin: Tensor,
-    pub courtesy: Option<&'a Courtesy>,
+    pub courtesy: Option<&'a Arc<Courtesy>>,
 }
 
 impl Forward<'_> {
@@ -119,6 +121,7 @@ impl Forward<'_> {
         for (layer, block) in self.weights.blocks.iter().enumerate() {
             if let Some(courtesy) = self.courtesy {
                 courtesy.point()?;
+                x = ops::pause(x, courtesy)?;
             }
             let h = ops::rms_norm(&x, &block.input_norm, self.config.rms_norm_eps)?;
             x = (x + self.attention(layer, block, &h, attend)?)?;

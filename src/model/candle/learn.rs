@@ -107,7 +107,7 @@ impl Packed {
 struct Setting<'a> {
     config: &'a ModelConfig,
     weights: &'a Weights,
-    courtesy: Option<&'a Courtesy>,
+    courtesy: Option<&'a Arc<Courtesy>>,
 }
 
 impl Setting<'_> {
@@ -181,7 +181,8 @@ impl Learner for CandleLearner {
             false => None,
         };
         let head = &self.shared.weights.head;
-        Ok(Box::new(CandlePass::new(packed, hidden, base, head, &self.places, None)?))
+        let pass = CandlePass::new(packed, hidden, base, head, &self.places)?;
+        Ok(Box::new(CandlePass { courtesy: Some(&self.courtesy), ..pass }))
     }
 
     fn reference(&self, rows: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
@@ -244,7 +245,8 @@ impl Learner for FullLearner {
         }
         let setting = Setting { config: &self.config, weights, courtesy: None };
         let hidden = setting.hidden(&packed, &self.rope, None, None)?;
-        Ok(Box::new(CandlePass::new(packed, hidden, None, &weights.head, places, self.head_start())?))
+        let pass = CandlePass::new(packed, hidden, None, &weights.head, places)?;
+        Ok(Box::new(CandlePass { head_start: self.head_start(), ..pass }))
     }
 
     fn reference(&self, _rows: &[&Tokens]) -> Result<Vec<Vec<f32>>> {
@@ -262,6 +264,7 @@ struct CandlePass<'a> {
     places: &'a [Place],
     /// Where the output layer's gradient goes, if it is trained.
     head_start: Option<usize>,
+    courtesy: Option<&'a Arc<Courtesy>>,
     logprobs: Vec<Vec<f32>>,
     kl: Vec<Vec<f32>>,
 }
@@ -273,7 +276,6 @@ impl<'a> CandlePass<'a> {
         base: Option<Tensor>,
         head: &'a Tensor,
         places: &'a [Place],
-        head_start: Option<usize>,
     ) -> Result<Self> {
         let fixed = hidden.detach();
         let logprobs = packed.split(head::logprobs(&fixed, &packed.targets, head)?);
@@ -281,7 +283,7 @@ impl<'a> CandlePass<'a> {
             Some(base) => packed.split(head::kl(&fixed, base, head)?),
             None => vec![Vec::new(); packed.counts.len()],
         };
-        Ok(CandlePass { packed, hidden, base, head, places, head_start, logprobs, kl })
+        Ok(CandlePass { packed, hidden, base, head, places, head_start: None, courtesy: None, logprobs, kl })
     }
 }
 
@@ -307,7 +309,11 @@ impl Pass for CandlePass<'_> {
         }
         .run()?;
         // The gradient of Σ hidden·constant with respect to hidden is that constant.
-        let store = (&self.hidden * &from_head.hidden)?.sum_all()?.backward()?;
+        let store = (&self.hidden * &from_head.hidden)?.sum_all()?.backward().map_err(|error| {
+            // candle wraps what stopped it, and its kind is lost on the way.
+            let cancelled = self.courtesy.is_some_and(|courtesy| courtesy.is_cancelled());
+            if cancelled { Error::interrupted() } else { error.into() }
+        })?;
         for place in self.places {
             let by_hand = self.head_start == Some(place.start) && store.get(place.var.as_tensor()).is_none();
             if !by_hand {

@@ -4,10 +4,14 @@
 //! computes and keeps a gradient for frozen weights. Each block here takes its value from the fast kernel and brings a
 //! backward of its own, written with tensor operations, so that it works on any device.
 
+use std::sync::Arc;
+
 use candle_core::backend::BackendStorage;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
 };
+
+use crate::model::courtesy::Courtesy;
 
 /// x · Wᵀ, for x `[tokens, in]` and W `[out, in]`.
 ///
@@ -151,6 +155,15 @@ where
     fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         (self.backward)(x, y, grad).map(Some)
     }
+}
+
+/// x itself. Its backward waits and ends as the training has to: most of a step's time is spent there.
+pub fn pause(x: Tensor, courtesy: &Arc<Courtesy>) -> Result<Tensor> {
+    let courtesy = Arc::clone(courtesy);
+    computed(&x, "pause", x.detach(), move |_, _, grad| {
+        courtesy.point().map_err(candle_core::Error::wrap)?;
+        Ok(grad.clone())
+    })
 }
 
 /// x / rms(x) · w over the last dimension; the sum of squares is taken in f32.

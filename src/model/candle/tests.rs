@@ -1,6 +1,7 @@
 //! Gradients against finite differences, packing and caching against the plain way.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use candle_transformers::models::{qwen2, qwen3};
@@ -10,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use super::decode::CandleDecoder;
 use super::{CandleNetwork, weights};
 use crate::model::config::{Family, ModelConfig};
-use crate::model::courtesy::Courtesy;
+use crate::model::courtesy::{ChatGate, Courtesy};
 use crate::model::lora::{LoraShape, LoraWeights, Target};
 use crate::model::{Decoder, Learner, Network, PassOptions, Tokens};
 
@@ -355,4 +356,41 @@ fn logits_agree_with_candles_own_networks() {
             assert!((a - b).abs() < 1e-4, "{family:?}, logit {i}: {a} and {b}");
         }
     }
+}
+
+#[test]
+fn a_cancelled_training_stops_in_the_backward_too() {
+    let config = config(Family::Qwen3);
+    let lora = adapter(&config, &Target::ALL);
+    let courtesy = Arc::new(Courtesy::default());
+    let learner = network(&config).learner(&lora, Arc::clone(&courtesy)).unwrap();
+    let pass = learner.forward(&[&rows()[0]], PassOptions::default()).unwrap();
+    courtesy.cancel();
+    let error = pass.backward(&[vec![1.0; 3]], None, &mut vec![0.0; learner.len()]).unwrap_err();
+    assert!(error.is_interrupted(), "{error}");
+}
+
+#[test]
+fn a_backward_waits_while_an_answer_is_generated() {
+    let config = config(Family::Qwen3);
+    let lora = adapter(&config, &Target::ALL);
+    let gate = Arc::new(ChatGate::default());
+    let learner = network(&config).learner(&lora, Arc::new(Courtesy::beside(Arc::clone(&gate)))).unwrap();
+    let ((forwarded, has_forwarded), (begin, may_begin)) = (mpsc::channel(), mpsc::channel());
+    let (end, has_ended) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let pass = learner.forward(&[&rows()[0]], PassOptions::default()).unwrap();
+            forwarded.send(()).unwrap();
+            may_begin.recv().unwrap();
+            end.send(pass.backward(&[vec![1.0; 3]], None, &mut vec![0.0; learner.len()])).unwrap();
+        });
+        let patience = Duration::from_secs(20);
+        has_forwarded.recv_timeout(patience).unwrap();
+        let answering = gate.answering();
+        begin.send(()).unwrap();
+        assert!(has_ended.recv_timeout(Duration::from_millis(200)).is_err(), "it did not wait");
+        drop(answering);
+        has_ended.recv_timeout(patience).unwrap().unwrap();
+    });
 }
