@@ -13,6 +13,7 @@ use crate::jsonl::{Lines, Row};
 use crate::model::digest::DigestCache;
 use crate::model::load::{Base, ChatFiles, ModelSource};
 use crate::model::message::{Message, Role};
+use crate::model::sampling::{Sampler, Sampling};
 use crate::model::{Decoder, Network};
 use crate::text;
 use crate::train::chat::ChatFormat;
@@ -109,28 +110,14 @@ fn score(decoder: &mut dyn Decoder, ids: Vec<u32>, new_tokens: usize, context: u
     if let Some(bad) = logprobs.iter().find(|p| !p.is_finite()) {
         return Err(Error::failure(format!("the model gives {bad} as a log-probability: its weights are damaged")));
     }
-    let mut greedy = Vec::with_capacity(new_tokens);
+    let (mut greedy, mut sampler) = (Vec::with_capacity(new_tokens), Sampler::new(Sampling::GREEDY));
     // The last token once more: scoring keeps no logits.
     decoder.truncate(ids.len() - 1);
     let mut last = *ids.last().ok_or_else(|| Error::failure("the row holds no tokens"))?;
     for _ in 0..new_tokens {
-        last = likeliest(&decoder.forward(&[last])?)?;
+        last = sampler.sample(&mut decoder.forward(&[last])?, &[])?;
         greedy.push(last);
     }
     let token_logprobs = std::iter::once(None).chain(logprobs.into_iter().map(Some)).collect();
     Ok(Scored { ids, token_logprobs, greedy })
-}
-
-/// The id of the greatest logit, the lowest of equal ones.
-fn likeliest(logits: &[f32]) -> Result<u32> {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if logit.is_nan() {
-            return Err(Error::failure("the model gives NaN as a logit: its weights are damaged"));
-        }
-        if *logit > logits[best] {
-            best = id;
-        }
-    }
-    Ok(best as u32)
 }

@@ -11,9 +11,9 @@ use crate::error::{Context, Error, Result};
 /// How tokens are drawn. The same settings, logits and seed give the same tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// 0: greedy.
+    /// 0: greedy; so is what is too small for the arithmetic.
     pub temperature: f64,
-    /// Draw among the likeliest tokens that together reach this probability; 1: among all.
+    /// Draw among the likeliest tokens that together reach this probability; 1: among all, 0: the likeliest alone.
     pub top_p: f64,
     /// Draw among this many tokens; 0: among all.
     pub top_k: usize,
@@ -25,6 +25,9 @@ pub struct Sampling {
 impl Sampling {
     pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
 }
+
+/// Below it the logits' quotients leave f32.
+const MIN_TEMPERATURE: f64 = 1e-7;
 
 /// Draws one token after another.
 pub struct Sampler {
@@ -42,13 +45,16 @@ impl Sampler {
 
     /// The next token, given logits `[vocab_size]` (changed in place) and the tokens that the penalty looks back on.
     ///
-    /// Errors when the logits are empty or hold NaN.
+    /// Errors when the logits are damaged: NaN, +∞, or none that is more than −∞.
     pub fn sample(&mut self, logits: &mut [f32], recent: &[u32]) -> Result<u32> {
-        if logits.is_empty() || logits.iter().any(|logit| logit.is_nan()) {
+        // −∞ alone is fair: a token that cannot come.
+        let broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        if logits.iter().any(broken) || logits.iter().all(|logit| *logit == f32::NEG_INFINITY) {
             return Err(Error::failure("the network gave logits that are not numbers"));
         }
         self.penalise(logits, recent);
-        if self.sampling.temperature <= 0.0 {
+        // The library takes a top-p of 0 for none at all.
+        if self.sampling.temperature < MIN_TEMPERATURE || self.sampling.top_p <= 0.0 {
             return Ok(greedy(logits));
         }
         let k = self.sampling.top_k;
@@ -163,5 +169,21 @@ mod tests {
         let mut sampler = Sampler::new(Sampling::GREEDY);
         assert!(sampler.sample(&mut [1.0, f32::NAN], &[]).is_err());
         assert!(sampler.sample(&mut [], &[]).is_err());
+        for mut sampler in [sampler, Sampler::new(hot(1.0, 0, 1)), Sampler::new(hot(0.9, 2, 1))] {
+            for broken in [f32::NAN, f32::INFINITY] {
+                assert!(sampler.sample(&mut [1.0, broken, 2.0], &[]).is_err(), "{broken}");
+            }
+            assert!(sampler.sample(&mut [f32::NEG_INFINITY; 3], &[]).is_err(), "no token can come");
+            assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY], &[]).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_ranges_are_greedy() {
+        assert_eq!(set(&draws(hot(0.0, 0, 1), 200)), set(&[1]), "top-p 0, as a model's folder may have it");
+        for temperature in [0.0, 1e-300, 1e-39, 1e-8] {
+            assert_eq!(set(&draws(Sampling { temperature, ..hot(1.0, 0, 1) }, 50)), set(&[1]), "{temperature}");
+        }
+        assert_eq!(set(&draws(Sampling { temperature: 1e-6, ..hot(0.9, 3, 1) }, 50)), set(&[1]));
     }
 }
