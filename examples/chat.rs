@@ -18,7 +18,7 @@ use finch::engine::{CancelFlag, Engine, Event, Finished, Request};
 use finch::model::digest::DigestCache;
 use finch::model::load::{Model, ModelSource};
 use finch::model::message::Message;
-use finch::session::{choose_sampling, default_thinking};
+use finch::session::choose_sampling;
 use finch::text::{Sanitizer, Utf8Stream};
 
 /// Most tokens of an answer.
@@ -67,7 +67,7 @@ fn read_question() -> Result<Option<String>> {
 /// Prints the answer while it is generated; returns it whole, with what it took.
 fn answer(model: &Model, engine: &Engine, messages: &[Message]) -> Result<(String, Finished)> {
     // Text becomes token ids by the model's own template: the engine knows nothing of text.
-    let thinking = default_thinking(model);
+    let thinking = model.default_thinking();
     let ids = model.template.encode(&model.tokenizer, messages, true, thinking)?;
     let unset = GenerationSection::default();
     let sampling = choose_sampling(&unset, &model.generation, model.builtin, thinking == Some(true), rand::random());

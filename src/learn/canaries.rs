@@ -15,7 +15,7 @@ use crate::model::sampling::{Sampler, Sampling};
 use crate::model::{Decoder, Network, Tokens};
 use crate::train::chat::ChatFormat;
 
-use super::{recipe, rows};
+use super::recipe;
 
 /// Replayed in training. The order matters: slow models take the first ones only.
 pub const REPLAYED: [&str; 40] = [
@@ -192,7 +192,7 @@ pub fn answer(
     let format = ChatFormat::of(model)?;
     let mut answered = Vec::with_capacity(sorted.len());
     for (key, messages) in sorted {
-        let prompt = format.prompt(messages, rows::default_thinking(model))?;
+        let prompt = format.prompt(messages, model.default_thinking())?;
         if prompt.len() + max_tokens > model.network.config().context {
             continue;
         }

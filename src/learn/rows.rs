@@ -41,11 +41,6 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// How the base is asked for its own answers: where its template can switch thinking, without; as the chat does.
-pub fn default_thinking(model: &Model) -> Option<bool> {
-    (!model.builtin && model.template.has_thinking()).then_some(false)
-}
-
 /// All examples as rows, in the order of their content, and those that are too long for the model.
 pub fn lessons(model: &Model, examples: &[Example]) -> Result<(Vec<Lesson>, Vec<Skipped>)> {
     let context = model.network.config().context;

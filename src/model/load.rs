@@ -208,6 +208,13 @@ impl Model {
             builtin,
         })
     }
+
+    /// How the model is asked unless the user says otherwise: where its template can switch thinking, without. Answers
+    /// come at once, and what training reinforces is exactly what stood on the screen. The built-in model was trained on
+    /// prompts without the mark that this leaves.
+    pub fn default_thinking(&self) -> Option<bool> {
+        (!self.builtin && self.template.has_thinking()).then_some(false)
+    }
 }
 
 impl fmt::Debug for Base {

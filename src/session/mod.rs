@@ -21,7 +21,6 @@ use serde_json::json;
 
 pub use adapters::AdapterNotice;
 pub use host::{Fallback, Fault, Loaded, ModelHost, ModelState};
-pub use prompt::default_thinking;
 pub use rate::{Acknowledgement, BufferCounts, Undone, record_feedback};
 pub use sampling::choose as choose_sampling;
 
@@ -40,7 +39,7 @@ use answer::{Answer, Piece};
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Options {
     pub system: Option<String>,
-    /// `Some`: force a thinking model to think or not; `None`: as [`default_thinking`] finds right.
+    /// `Some`: force a thinking model to think or not; `None`: as [`crate::model::load::Model::default_thinking`] finds right.
     pub thinking: Option<bool>,
     /// Seed of the first answer's sampling, counted up from there; `None`: a new one each time.
     pub seed: Option<u64>,
@@ -185,7 +184,7 @@ impl Session {
         if let Some(notice) = notice {
             on_event(AskEvent::Adapter(notice));
         }
-        let thinking = self.options.thinking.or_else(|| default_thinking(&loaded.model));
+        let thinking = self.options.thinking.or_else(|| loaded.model.default_thinking());
         let messages = self.messages(question);
         let prompt = prompt::encode(&loaded.model, &messages, thinking)?;
         let sampling = self.sampling(&loaded, thinking == Some(true) || prompt.inside_thought);

@@ -18,10 +18,3 @@ pub(super) fn encode(model: &Model, messages: &[Message], thinking: Option<bool>
     let inside_thought = model.tokenizer.decode(tail).trim_end().ends_with("<think>");
     Ok(Prompt { ids, inside_thought })
 }
-
-/// How a model is asked unless the user says otherwise: where its template can switch thinking, without. Answers come
-/// at once, and what training reinforces is exactly what stood on the screen. The built-in model was trained on prompts
-/// without the mark that this leaves.
-pub fn default_thinking(model: &Model) -> Option<bool> {
-    (!model.builtin && model.template.has_thinking()).then_some(false)
-}
