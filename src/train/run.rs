@@ -98,3 +98,7 @@ fn not_finite(step: usize, loss: f64, grad_norm: f64) -> Error {
     Error::failure(format!("training stopped at step {step}: loss {loss}, gradient norm {grad_norm}"))
         .hint("lower the learning rate, or look for broken rows in the data")
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
