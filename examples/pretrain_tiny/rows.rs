@@ -105,10 +105,10 @@ impl<'c> Rows<'c> {
             return self.chat.dialogue(d.system.as_deref(), &turns);
         }
         let turns = match rng.random_range(0..100) {
-            0..70 => 1,
-            70..88 => 2,
-            88..96 => 3,
-            _ => rng.random_range(4..=6),
+            0..50 => 1,
+            50..70 => 2,
+            70..82 => 3,
+            _ => rng.random_range(4..=8),
         };
         let system = rng.random_bool(0.2).then(|| SYSTEMS.choose(rng).copied()).flatten();
         let turns: Vec<_> = (0..turns).map(|_| self.turn(rng)).collect();
