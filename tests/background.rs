@@ -31,7 +31,7 @@ fn import_corrections(home: &Path) {
     std::fs::write(&file, rows).unwrap();
     let finch = env!("CARGO_BIN_EXE_finch");
     let run = Command::new(finch).args(["feedback", "import"]).arg(&file).env("FINCH_HOME", home).output().unwrap();
-    assert_eq!(String::from_utf8(run.stdout).unwrap(), "10 rows imported.\n");
+    assert_eq!(String::from_utf8(run.stderr).unwrap(), "10 rows imported.\n");
 }
 
 fn start(home: &Path) -> Terminal {

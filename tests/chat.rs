@@ -217,15 +217,15 @@ fn exit_codes_of_wrong_use() {
 fn feedback_from_scripts_and_files() {
     let home = tempfile::tempdir().unwrap();
     let answer = text(&finch(home.path(), &["hello"], "").stdout);
-    let rated = text(&finch(home.path(), &["feedback", "correct", "Good morning!"], "").stdout);
+    let rated = text(&finch(home.path(), &["feedback", "correct", "Good morning!"], "").stderr);
     assert!(rated.starts_with("On “hello”\n📝 Correction recorded (weight: 10x)\n"), "{rated}");
     let exported = text(&finch(home.path(), &["feedback", "export"], "").stdout);
     assert!(exported.contains("\"corrected_response\":\"Good morning!\""), "{exported}");
     assert!(exported.contains(answer.trim()), "{exported}");
     let other = tempfile::tempdir().unwrap();
     let imported = finch(other.path(), &["feedback", "import", "-"], &exported);
-    assert_eq!(text(&imported.stdout), "1 row imported.\n", "{}", text(&imported.stderr));
+    assert_eq!(text(&imported.stderr), "1 row imported.\n");
     let again = finch(other.path(), &["feedback", "import", "-"], &exported);
-    assert_eq!(text(&again.stdout), "0 rows imported, 1 known already.\n");
+    assert_eq!(text(&again.stderr), "0 rows imported, 1 known already.\n");
     assert_eq!(finch(other.path(), &["feedback", "import", "-"], "{\"bad\"").status.code(), Some(1));
 }

@@ -125,7 +125,7 @@ fn corrections_become_answers_and_can_be_taken_back() {
         .collect();
     let file = home.join("corrections.jsonl");
     std::fs::write(&file, rows).unwrap();
-    assert_eq!(run::printed(home, &["feedback", "import", file.to_str().unwrap()]), "2 rows imported.\n");
+    assert_eq!(run::said(home, &["feedback", "import", file.to_str().unwrap()]), "2 rows imported.\n");
 
     // Praise, until the threshold of ten.
     for (n, question) in PRAISED.iter().enumerate() {
@@ -201,7 +201,7 @@ fn corrections_become_answers_and_can_be_taken_back() {
     assert_eq!(run::printed(home, &[question]).trim_end(), after_of(question), "in scripts too");
 
     // Rolled back, under the running chat, every answer is the old one.
-    assert!(run::printed(home, &["adapters", "rollback"]).contains("the base answers"));
+    assert!(run::said(home, &["adapters", "rollback"]).contains("the base answers"));
     chat.terminal.ask("/clear");
     assert!(chat.terminal.ask(question).contains("the base answers"), "the change is announced");
     for question in all_questions() {

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use super::ground::Ground;
-use super::print;
+use super::{print, say};
 use crate::adapter::registry::{Entry, Registry, State};
 use crate::adapter::{active, switch};
 use crate::cli::AdaptersCommand;
@@ -27,18 +27,21 @@ pub fn run(ground: &Ground, command: AdaptersCommand) -> Result<()> {
         AdaptersCommand::Load { name, force } => {
             let facts = ground.source()?.facts(&DigestCache::of(paths))?;
             let name = switch::load(paths, &name, &facts.config, &facts.digest, force)?;
-            print(&render_training::switched(None, Some(&name)))
+            say(&render_training::switched(None, Some(&name)));
+            Ok(())
         }
         AdaptersCommand::Unload => {
             let base = ground.base()?;
             let before = active::read(paths, &base)?;
             active::deactivate(paths, &base)?;
-            print(&render_training::switched(before.live.as_deref(), None))
+            say(&render_training::switched(before.live.as_deref(), None));
+            Ok(())
         }
         AdaptersCommand::Delete { name, yes } => delete(paths, &registry, &name, yes),
         AdaptersCommand::Rollback => {
             let (before, now) = switch::rollback(paths, &ground.base()?)?;
-            print(&render_training::switched(before.live.as_deref(), now.live.as_deref()))
+            say(&render_training::switched(before.live.as_deref(), now.live.as_deref()));
+            Ok(())
         }
     }
 }
@@ -50,7 +53,8 @@ fn delete(paths: &Paths, registry: &Registry, name: &str, yes: bool) -> Result<(
         return Err(Error::failure(format!("adapter {name} is kept")));
     }
     registry.delete(name)?;
-    print(&render_training::deleted(name, live))
+    say(&render_training::deleted(name, live));
+    Ok(())
 }
 
 /// Asks on a terminal; a script has to say --yes.

@@ -5,7 +5,7 @@ use std::io::{BufReader, stdin};
 use std::path::Path;
 
 use super::ground::Ground;
-use super::print;
+use super::{print, say};
 use crate::cli::{FeedbackCommand, RatingArgs};
 use crate::error::{Context, Error, Result};
 use crate::feedback::{Interaction, Kind, NewFeedback, Stars, exchange};
@@ -54,7 +54,8 @@ fn give(ground: &Ground, store: &Store, new: NewFeedback, id: Option<i64>) -> Re
     let about = views::about(&interaction);
     let given = record_feedback(store, &ground.config.feedback.rules(), None, interaction, new)?;
     // A script sees no answer on a screen: what was rated is always said.
-    print(&format!("On {}\n{}", render::quote(&about.prompt), render::recorded(&views::recorded(&given))))
+    say(&format!("On {}\n{}", render::quote(&about.prompt), render::recorded(&views::recorded(&given))));
+    Ok(())
 }
 
 fn find(store: &Store, id: Option<i64>) -> Result<Interaction> {
@@ -73,11 +74,12 @@ fn undo(ground: &Ground, store: &Store) -> Result<()> {
     let undone = store.undo_last(None)?.ok_or_else(|| Error::failure("there is no feedback to take back"))?;
     let base = undone.interaction.base.clone().unwrap_or_default();
     let set = store.training_set(&base, ground.config.feedback.buffer_capacity)?;
-    print(&render::undone(&render::Undone {
+    say(&render::undone(&render::Undone {
         kind: undone.feedback.kind,
         about: views::about(&undone.interaction),
         buffer: views::figures(&set),
-    }))
+    }));
+    Ok(())
 }
 
 fn export(store: &Store, output: Option<&Path>) -> Result<()> {
@@ -111,5 +113,6 @@ fn import(ground: &Ground, store: &Store, file: &Path) -> Result<()> {
         eprintln!("warning: {name}: {}", text::sanitize(&warning));
     }
     let done = store.import(&parsed.rows)?;
-    print(&render_stats::imported(&done))
+    say(&render_stats::imported(&done));
+    Ok(())
 }

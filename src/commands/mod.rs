@@ -43,6 +43,11 @@ pub fn run(invocation: Invocation) -> Result<()> {
     }
 }
 
+/// Says what was done: standard error, as it is no result.
+fn say(text: &str) {
+    eprint!("{text}");
+}
+
 /// Writes a result to standard output. A reader that has seen enough (`| head`) is no fault.
 fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();

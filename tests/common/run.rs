@@ -37,6 +37,13 @@ pub fn printed<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(home: &Path, argumen
     ran.out
 }
 
+/// As [`finch`]; what it said on standard error, where it ended well.
+pub fn said<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(home: &Path, arguments: &[S]) -> String {
+    let ran = finch(home, arguments);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{arguments:?}: {}", ran.error);
+    ran.error
+}
+
 /// A run to be started, its output piped.
 pub fn command<S: AsRef<std::ffi::OsStr>>(home: &Path, arguments: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_finch"));
