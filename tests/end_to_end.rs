@@ -74,7 +74,7 @@ impl Chat<'_> {
         let answer = Store::open(&Paths::at(self.home).db()).unwrap().last_interaction(None).unwrap().unwrap();
         assert_eq!(answer.messages.last().unwrap().content, question);
         let bare = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
-        assert!(bare(&shown).ends_with(&bare(&answer.response)), "shown {shown:?}, stored {:?}", answer.response);
+        assert!(bare(&shown).contains(&bare(&answer.response)), "shown {shown:?}, stored {:?}", answer.response);
         answer
     }
 

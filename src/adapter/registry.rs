@@ -212,15 +212,21 @@ impl Registry {
         active::forget(&self.paths, name, || fsio::remove_dir_atomic(&entry.path))
     }
 
-    /// Removes what killed writers left behind; returns how many things.
+    /// Removes what killed writers left behind, in the data folder and in those of the adapters; returns how many things.
     pub fn sweep(&self) -> Result<usize> {
-        Ok(fsio::sweep_temporaries(&self.paths.adapters())? + fsio::sweep_temporaries(&self.paths.active_dir())?)
+        let adapters = self.names().into_iter().map(|name| self.paths.adapters().join(name));
+        let places = [self.paths.root().to_path_buf(), self.paths.adapters(), self.paths.active_dir()];
+        places.into_iter().chain(adapters).map(|dir| fsio::sweep_temporaries(&dir)).sum()
     }
 
+    /// Makes `adapters/` ready for a new one, and clears away what killed writers left there.
     fn prepare(&self) -> Result<PathBuf> {
         fsio::create_private_dir(self.paths.root())?;
         let dir = self.paths.adapters();
         fsio::create_private_dir(&dir)?;
+        if let Err(error) = self.sweep() {
+            tracing::warn!("{error}"); // they take room, and harm nothing
+        }
         Ok(dir)
     }
 }

@@ -200,8 +200,13 @@ fn sweep_removes_left_overs() {
     let registry = Registry::new(paths.clone());
     assert_eq!(registry.sweep().unwrap(), 0);
     save(&paths, "a");
-    std::fs::create_dir(paths.adapters().join(".finch-tmp-1-0-0")).unwrap();
+    let torn = paths.adapters().join(".finch-tmp-1-0-0");
+    std::fs::create_dir(&torn).unwrap();
+    std::fs::write(paths.adapters().join("a").join(".finch-tmp-1-0-1"), "half").unwrap();
     assert_eq!(registry.names(), ["a"], "what is unfinished is not listed");
-    assert_eq!(registry.sweep().unwrap(), 1);
+    assert_eq!(registry.sweep().unwrap(), 2);
     assert_eq!(registry.names(), ["a"]);
+    std::fs::create_dir(&torn).unwrap();
+    save(&paths, "b");
+    assert!(!torn.exists(), "the next writer clears up");
 }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
@@ -28,6 +29,7 @@ pub struct Terminal {
     raw: Arc<Mutex<Vec<u8>>>,
     keys: Box<dyn Write + Send>,
     child: Box<dyn Child + Send + Sync>,
+    reader: Option<JoinHandle<()>>,
     _master: Box<dyn MasterPty + Send>,
 }
 
@@ -65,7 +67,7 @@ impl Terminal {
         let screen = Arc::new(Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0)));
         let raw = Arc::new(Mutex::new(Vec::new()));
         let (seen, kept) = (Arc::clone(&screen), Arc::clone(&raw));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             while let Ok(n @ 1..) = output.read(&mut chunk) {
                 seen.lock().unwrap().process(&chunk[..n]);
@@ -73,7 +75,7 @@ impl Terminal {
             }
         });
         let keys = pair.master.take_writer().expect("a writer");
-        Terminal { screen, raw, keys, child, _master: pair.master }
+        Terminal { screen, raw, keys, child, reader: Some(reader), _master: pair.master }
     }
 
     /// Types keys as they are.
@@ -134,7 +136,7 @@ impl Terminal {
         self.wait_until("an empty prompt", PATIENCE, |t| t.at_prompt());
     }
 
-    fn at_prompt(&self) -> bool {
+    pub fn at_prompt(&self) -> bool {
         let rows = self.rows();
         let (row, column) = self.cursor();
         rows.last().is_some_and(|last| last == ">") && usize::from(row) + 1 == rows.len() && column == 2
@@ -176,10 +178,16 @@ impl Terminal {
         self.child.process_id()
     }
 
-    /// SIGKILL.
+    /// SIGKILL. All that the program wrote until then is in [`Terminal::raw`].
     pub fn kill(&mut self) {
-        self.child.kill().expect("the program can be killed");
+        // The library's own kill begins with SIGHUP.
+        let child: &mut dyn Child = &mut *self.child;
+        let child = child.downcast_mut::<std::process::Child>().expect("a process of this system");
+        child.kill().expect("the program can be killed");
         let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the terminal is read to its end");
+        }
     }
 
     fn picture(&self) -> String {
