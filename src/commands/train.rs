@@ -7,10 +7,14 @@ mod screen;
 
 use std::sync::Arc;
 
+#[cfg(unix)]
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::ground::Ground;
 use crate::cli::TrainArgs;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::courtesy::Courtesy;
+use crate::repl::interrupts::ctrl_c;
 
 pub fn run(ground: &Ground, args: &TrainArgs) -> Result<()> {
     let courtesy = Arc::new(Courtesy::default());
@@ -32,25 +36,21 @@ fn refused(reasons: &[String]) -> Error {
 fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtime> {
     let built = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = built.context("cannot listen for Ctrl-C")?;
-    runtime.spawn(async move {
-        if asked_to_end().await {
-            courtesy.cancel();
-        }
-    });
-    Ok(runtime)
-}
-
-/// False where signals cannot be had: Ctrl-C then ends the process as ever.
-async fn asked_to_end() -> bool {
+    let inside = runtime.enter();
+    // Registered before anything begins: from here on an interruption finds somebody who listens.
+    let mut ctrl_c = ctrl_c().context("cannot listen for Ctrl-C")?;
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            return tokio::select! {
-                heard = tokio::signal::ctrl_c() => heard.is_ok(),
-                heard = terminate.recv() => heard.is_some(),
-            };
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for the end")?;
+    runtime.spawn(async move {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = ctrl_c.recv() => {}
+            _ = terminate.recv() => {}
         }
-    }
-    tokio::signal::ctrl_c().await.is_ok()
+        #[cfg(not(unix))]
+        ctrl_c.recv().await;
+        courtesy.cancel();
+    });
+    drop(inside);
+    Ok(runtime)
 }

@@ -6,6 +6,18 @@ use tokio::runtime::Handle;
 
 use crate::engine::CancelFlag;
 
+/// Ctrl-C from here on, within a runtime; errors where signals cannot be had.
+#[cfg(unix)]
+pub(crate) fn ctrl_c() -> std::io::Result<tokio::signal::unix::Signal> {
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+}
+
+/// Ctrl-C from here on, within a runtime.
+#[cfg(windows)]
+pub(crate) fn ctrl_c() -> std::io::Result<tokio::signal::windows::CtrlC> {
+    tokio::signal::windows::ctrl_c()
+}
+
 /// From its making on, Ctrl-C no longer ends the process; what is going on decides what it does.
 #[derive(Clone, Default)]
 pub struct Interrupts {
@@ -17,11 +29,15 @@ impl Interrupts {
     pub fn listen(runtime: &Handle) -> Interrupts {
         let interrupts = Interrupts::default();
         let heard = interrupts.clone();
-        runtime.spawn(async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                heard.interrupt();
-            }
-        });
+        let _inside = runtime.enter();
+        // Registered here and not in the task: a Ctrl-C that comes before the task first runs would end the process.
+        if let Ok(mut ctrl_c) = ctrl_c() {
+            runtime.spawn(async move {
+                while ctrl_c.recv().await.is_some() {
+                    heard.interrupt();
+                }
+            });
+        }
         interrupts
     }
 
