@@ -182,6 +182,9 @@ impl Repl {
                 }
             })
         });
+        if cancel.is_cancelled() {
+            terminal::drop_typed();
+        }
         screen.finish()?;
         if let Some(error) = trouble {
             return Err(Error::from(error).context("the terminal"));

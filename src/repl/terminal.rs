@@ -20,6 +20,8 @@ impl QuietKeys {
         quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON);
         // Enter stays what it is in the queue: the editor tells it from Ctrl-J.
         quiet.input_modes.remove(InputModes::ICRNL);
+        // The kernel would empty both queues on Ctrl-C, but after the signal: what is said about it could be lost.
+        quiet.local_modes.insert(LocalModes::NOFLSH);
         tcsetattr(std::io::stdin(), OptionalActions::Drain, &quiet).ok()?;
         Some(QuietKeys { original })
     }
@@ -36,6 +38,12 @@ impl Drop for QuietKeys {
         // Nothing can be done about a terminal that is gone.
         let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Drain, &self.original);
     }
+}
+
+/// Drops what was typed and not read yet, as Ctrl-C does everywhere on a terminal.
+pub fn drop_typed() {
+    #[cfg(unix)]
+    let _ = rustix::termios::tcflush(std::io::stdin(), rustix::termios::QueueSelector::IFlush);
 }
 
 /// Columns of the terminal, 80 where it does not tell.
