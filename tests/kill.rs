@@ -13,7 +13,7 @@ mod scripted;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use finch::adapter::active;
 use finch::adapter::registry::{Registry, State};
@@ -231,7 +231,7 @@ fn acknowledged_ratings_survive_kills() {
 enum Moment {
     /// So long after its start.
     After(Duration),
-    /// So long after something new, finished or not, lies in this folder.
+    /// So long after something new or anew, finished or not, lies in this folder.
     New(Folder, Duration),
 }
 
@@ -259,7 +259,7 @@ impl Moment {
             Moment::New(Folder::Active, _) => paths.active_dir(),
             _ => paths.adapters(),
         };
-        let before = names(&folder);
+        let before = entries(&folder);
         let mut due = match self {
             Moment::After(delay) => Some(start + delay),
             Moment::New(..) => None,
@@ -267,7 +267,7 @@ impl Moment {
         move || {
             if let Moment::New(_, delay) = self
                 && due.is_none()
-                && names(&folder).iter().any(|name| !before.contains(name))
+                && entries(&folder).iter().any(|entry| !before.contains(entry))
             {
                 due = Some(Instant::now() + delay);
             }
@@ -276,9 +276,11 @@ impl Moment {
     }
 }
 
-fn names(folder: &Path) -> HashSet<std::ffi::OsString> {
+/// Names, and when each was last changed.
+fn entries(folder: &Path) -> HashSet<(std::ffi::OsString, Option<SystemTime>)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name() != "active").map(|entry| entry.file_name()).collect()
+    let others = entries.filter(|entry| entry.file_name() != "active");
+    others.map(|entry| (entry.file_name(), entry.metadata().and_then(|m| m.modified()).ok())).collect()
 }
 
 #[test]
@@ -319,7 +321,8 @@ fn trainings_survive_kills() {
     let set = place.store().training_set(&place.base, 100).unwrap();
     assert_eq!(set.new, 0);
     for folder in [place.home(), place.paths().adapters(), place.paths().active_dir()] {
-        let left: Vec<_> = names(&folder).into_iter().filter(|n| n.to_string_lossy().starts_with(".finch")).collect();
+        let left: Vec<_> =
+            entries(&folder).into_iter().filter(|(n, _)| n.to_string_lossy().starts_with(".finch")).collect();
         assert!(left.is_empty(), "{left:?}");
     }
     place.check("in the end");
