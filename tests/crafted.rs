@@ -233,6 +233,31 @@ fn an_answer_in_other_tokens_than_its_text_is_read_again() {
 }
 
 #[test]
+fn an_adapter_that_the_gate_refuses_changes_no_answer() {
+    let (home, model) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    scripted::write(model.path(), &[b"Sure", b" thing", b"."], Then::End);
+    let arguments = ["--model", model.path().to_str().unwrap(), "--temperature", "0"];
+    let wild = [
+        ("FINCH_FEEDBACK_THRESHOLD", "2"),
+        ("FINCH_LORA_TRAINING_LEARNING_RATE", "0.5"),
+        ("FINCH_LORA_TRAINING_MAX_STEPS", "20"),
+    ];
+    let mut t = Terminal::start_with(env!("CARGO_BIN_EXE_finch"), &arguments, home.path(), &wild);
+    for line in ["first", "second"] {
+        assert_eq!(t.ask(line), "Sure thing.");
+        t.ask("/correct No way, never ever.");
+    }
+    t.wait_for("✗ Background training completed, but the new adapter is not used");
+    t.wait_for("Refused: ");
+    assert_eq!(t.ask("first"), "Sure thing.");
+    assert_eq!(last_answer(home.path()).adapter, None);
+    let listed = run::printed(home.path(), &["adapters", "list"]);
+    assert!(listed.contains("refused by the gate") && !listed.contains("live"), "{listed}");
+    assert!(t.ask("/train status").contains("0 new examples"), "what was refused is not tried again");
+    assert_eq!(t.shown().matches("Training threshold reached").count(), 1);
+}
+
+#[test]
 fn the_prompt_is_there_before_the_model() {
     let (home, model) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     endless::write(model.path(), 2048);

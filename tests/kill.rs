@@ -381,16 +381,3 @@ fn two_finches_rate_and_train_on_one_folder_without_loss() {
     let set = place.store().training_set(&place.base, 100).unwrap();
     assert_eq!((set.new, set.buffer.len()), (0, 2 * RATINGS + 4));
 }
-
-#[test]
-fn a_second_training_names_the_process_that_trains() {
-    let place = Place::new();
-    place.bring_in(0);
-    let lock = finch::fsio::Lock::try_acquire(&place.paths().lock(finch::learn::round::LOCK), "training").unwrap();
-    let refused = place.command(&["train"]).output().unwrap();
-    let error = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{error}");
-    assert!(error.contains(&std::process::id().to_string()), "{error}");
-    drop(lock);
-    assert!(matches!(place.command(&["train"]).output().unwrap().status.code(), Some(0 | 3)));
-}
