@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::attention::attention;
 use super::forward::{Forward, Pairs, Rope, by_head};
 use super::{Shared, head, ops};
 use crate::error::Result;
@@ -56,7 +57,7 @@ impl CandleDecoder {
             let cache = &caches[layer];
             cache.k.slice_set(&by_head(k)?, 1, past)?;
             cache.v.slice_set(&by_head(v)?, 1, past)?;
-            Ok(ops::attention(q, &cache.k.narrow(1, 0, all)?, &cache.v.narrow(1, 0, all)?)?)
+            Ok(attention(q, &cache.k.narrow(1, 0, all)?, &cache.v.narrow(1, 0, all)?)?)
         })?;
         self.len = all; // only now: a failed forward leaves the cache as it was
         Ok(hidden)

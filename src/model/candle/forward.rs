@@ -3,9 +3,9 @@
 //! Tokens of all rows lie behind each other, `[tokens, hidden]`: nothing is padded. What differs between decoding (a KV
 //! cache) and training (each row for itself) is only who is attended to, and that is the caller's.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
 
 use super::ops;
 use super::weights::{Block, Weights};
@@ -47,17 +47,20 @@ impl Pairs {
     }
 }
 
-/// Draws the masks of `lora_dropout`, one number stream a forward.
+/// Draws the masks of `lora_dropout`: a stream of numbers for every layer and target, so that computing a block a second
+/// time draws the same.
+#[derive(Clone, Copy)]
 pub(super) struct Dropout {
     pub probability: f32,
-    pub rng: std::cell::RefCell<rand::rngs::StdRng>,
+    pub seed: u64,
 }
 
 impl Dropout {
-    fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        use rand::RngExt;
+    fn apply(&self, x: &Tensor, layer: usize, target: Target) -> Result<Tensor> {
         let keep = 1.0 / (1.0 - self.probability);
-        let mut rng = self.rng.borrow_mut();
+        let place = (layer * Target::ALL.len() + target as usize + 1) as u64;
+        // Named and not `StdRng`: its numbers may not change with a release of the library.
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mask: Vec<f32> =
             (0..x.elem_count()).map(|_| if rng.random::<f32>() < self.probability { 0.0 } else { keep }).collect();
         Ok((x * Tensor::from_vec(mask, x.shape(), x.device())?)?)
@@ -103,41 +106,45 @@ pub(super) struct Forward<'a> {
     /// Rotary rows of the tokens.
     pub cos: Tensor,
     pub sin: Tensor,
-    pub courtesy: Option<&'a Arc<Courtesy>>,
+    pub courtesy: Option<&'a Courtesy>,
 }
 
+/// From the queries, keys and values of the new tokens to what they see: q `[tokens, heads, head_dim]`, k and v
+/// `[tokens, kv_heads, head_dim]`, to `[tokens, heads · head_dim]`. The layer is told for those who keep a cache.
+pub(super) type Attend<'a> = dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'a;
+
 impl Forward<'_> {
-    /// Hidden states after the final norm, `[tokens, hidden]`.
-    ///
-    /// `attend(layer, q, k, v)` with q `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]` gives
-    /// `[tokens, heads · head_dim]`.
-    pub fn hidden(
-        &self,
-        ids: &[u32],
-        attend: &mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    /// The first hidden states, `[tokens, hidden]`.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         let index = Tensor::from_slice(ids, ids.len(), self.weights.embed.device())?;
-        let mut x = self.weights.embed.index_select(&index, 0)?;
-        for (layer, block) in self.weights.blocks.iter().enumerate() {
-            if let Some(courtesy) = self.courtesy {
-                courtesy.point()?;
-                x = ops::pause(x, courtesy)?;
-            }
-            let h = ops::rms_norm(&x, &block.input_norm, self.config.rms_norm_eps)?;
-            x = (x + self.attention(layer, block, &h, attend)?)?;
-            let h = ops::rms_norm(&x, &block.post_norm, self.config.rms_norm_eps)?;
-            x = (x + self.mlp(layer, block, &h)?)?;
-        }
-        Ok(ops::rms_norm(&x, &self.weights.norm, self.config.rms_norm_eps)?)
+        Ok(self.weights.embed.index_select(&index, 0)?)
     }
 
-    fn attention(
-        &self,
-        layer: usize,
-        block: &Block,
-        h: &Tensor,
-        attend: &mut dyn FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
+    /// One block, `[tokens, hidden]` to the same.
+    pub fn block(&self, layer: usize, x: &Tensor, attend: &mut Attend<'_>) -> Result<Tensor> {
+        if let Some(courtesy) = self.courtesy {
+            courtesy.point()?;
+        }
+        let block = &self.weights.blocks[layer];
+        let h = ops::rms_norm(x, &block.input_norm, self.config.rms_norm_eps)?;
+        let x = (x + self.attention(layer, block, &h, attend)?)?;
+        let h = ops::rms_norm(&x, &block.post_norm, self.config.rms_norm_eps)?;
+        Ok((&x + self.mlp(layer, block, &h)?)?)
+    }
+
+    /// The final norm.
+    pub fn norm(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x, &self.weights.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// All of it: hidden states after the final norm, `[tokens, hidden]`.
+    pub fn hidden(&self, ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
+        let layers = 0..self.weights.blocks.len();
+        let x = layers.into_iter().try_fold(self.embed(ids)?, |x, layer| self.block(layer, &x, attend))?;
+        self.norm(&x)
+    }
+
+    fn attention(&self, layer: usize, block: &Block, h: &Tensor, attend: &mut Attend<'_>) -> Result<Tensor> {
         let (tokens, dim) = (h.dims()[0], self.config.head_dim);
         let q = self.linear(layer, block, Target::Q, h)?.reshape((tokens, self.config.heads, dim))?;
         let k = self.linear(layer, block, Target::K, h)?.reshape((tokens, self.config.kv_heads, dim))?;
@@ -168,7 +175,7 @@ impl Forward<'_> {
             y = y.broadcast_add(bias)?;
         }
         if let Some(pair) = self.pairs.and_then(|p| p.get(layer, target)) {
-            let dropped = self.dropout.as_ref().map(|d| d.apply(x)).transpose()?;
+            let dropped = self.dropout.map(|d| d.apply(x, layer, target)).transpose()?;
             let low = ops::linear(dropped.as_ref().unwrap_or(x), &pair.a)?;
             y = (y + ops::linear(&low, &pair.b)?.affine(pair.scale, 0.0)?)?;
         }
@@ -176,7 +183,7 @@ impl Forward<'_> {
     }
 }
 
-/// `[tokens, kv_heads, head_dim]` → `[kv_heads, tokens, head_dim]`, as [`ops::attention`] takes keys and values.
+/// `[tokens, kv_heads, head_dim]` → `[kv_heads, tokens, head_dim]`, as [`super::attention`] takes keys and values.
 pub(super) fn by_head(x: &Tensor) -> Result<Tensor> {
     Ok(x.transpose(0, 1)?.contiguous()?.to_dtype(DType::F32)?)
 }

@@ -2,18 +2,22 @@
 //!
 //! All arithmetic is f32, whatever the storage of the checkpoint.
 //!
-//! - `ops`: building blocks with gradients of their own
+//! - `ops`, `attention`: building blocks with gradients of their own
 //! - `weights`: which tensors there are
 //! - `forward`: the block, shared by the two users below
 //! - `decode`: a KV cache, one token after the other
 //! - `learn`: gradients of LoRA pairs, or of all weights
+//! - `packed`, `pass`: what a learner runs over, and its forward and backward
 //! - `head`: the output layer, in chunks
 
+mod attention;
 mod decode;
 mod forward;
 mod head;
 mod learn;
 mod ops;
+mod packed;
+mod pass;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod weights;

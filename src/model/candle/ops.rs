@@ -4,14 +4,10 @@
 //! computes and keeps a gradient for frozen weights. Each block here takes its value from the fast kernel and brings a
 //! backward of its own, written with tensor operations, so that it works on any device.
 
-use std::sync::Arc;
-
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, DType, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
 };
-
-use crate::model::courtesy::Courtesy;
 
 /// x · Wᵀ, for x `[tokens, in]` and W `[out, in]`.
 ///
@@ -60,7 +56,8 @@ impl CustomOp2 for TrainedLinear {
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.matmul(w)?), Some(grad.t()?.matmul(x)?)))
+        let (x, w) = (x.detach(), w.detach()); // no graph of the gradient
+        Ok((Some(grad.matmul(&w)?), Some(grad.t()?.matmul(&x)?)))
     }
 }
 
@@ -129,41 +126,47 @@ where
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Cpu(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("{}: the value is on another device than its input", self.name),
-        }
+        cpu_value(&self.value)
     }
 
     fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("{}: the value is on another device than its input", self.name),
-        }
+        cuda_value(&self.value)
     }
 
     fn metal_fwd(&self, _: &MetalStorage, _: &Layout) -> Result<(MetalStorage, Shape)> {
-        let (storage, layout) = self.value.storage_and_layout();
-        match &*storage {
-            Storage::Metal(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
-            _ => bail!("{}: the value is on another device than its input", self.name),
-        }
+        metal_value(&self.value)
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        (self.backward)(x, y, grad).map(Some)
+        (self.backward)(&x.detach(), &y.detach(), grad).map(Some) // no graph of the gradient
     }
 }
 
-/// x itself. Its backward waits and ends as the training has to: most of a step's time is spent there.
-pub fn pause(x: Tensor, courtesy: &Arc<Courtesy>) -> Result<Tensor> {
-    let courtesy = Arc::clone(courtesy);
-    computed(&x, "pause", x.detach(), move |_, _, grad| {
-        courtesy.point().map_err(candle_core::Error::wrap)?;
-        Ok(grad.clone())
-    })
+/// What a forward gives that was computed before.
+pub fn cpu_value(value: &Tensor) -> Result<(CpuStorage, Shape)> {
+    let (storage, layout) = value.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
+        _ => bail!("a value is on another device than its input"),
+    }
+}
+
+/// As [`cpu_value`].
+pub fn cuda_value(value: &Tensor) -> Result<(CudaStorage, Shape)> {
+    let (storage, layout) = value.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
+        _ => bail!("a value is on another device than its input"),
+    }
+}
+
+/// As [`cpu_value`].
+pub fn metal_value(value: &Tensor) -> Result<(MetalStorage, Shape)> {
+    let (storage, layout) = value.storage_and_layout();
+    match &*storage {
+        Storage::Metal(s) => Ok((s.try_clone(layout)?, layout.shape().clone())),
+        _ => bail!("a value is on another device than its input"),
+    }
 }
 
 /// x / rms(x) · w over the last dimension; the sum of squares is taken in f32.
@@ -200,17 +203,6 @@ fn rms_backward(x: &Tensor, grad: &Tensor, eps: f64) -> Result<Tensor> {
     grad.broadcast_mul(&r)? - x.broadcast_mul(&along)?
 }
 
-/// Softmax over the last dimension.
-pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    let value = candle_nn::ops::softmax_last_dim(&x.detach())?;
-    // dx = y·(g − Σ g·y)
-    computed(&x, "softmax", value, |_, y, grad| {
-        let inner = (grad * y)?.sum_keepdim(D::Minus1)?;
-        grad.broadcast_sub(&inner)? * y
-    })
-}
-
 /// Rotates each head of x `[tokens, heads, head_dim]` by its token's position; cos, sin are f32 `[tokens, head_dim/2]`.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let rotate = |x: &Tensor, cos: &Tensor, sin: &Tensor| -> Result<Tensor> {
@@ -232,33 +224,4 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         grad * slope
     })?;
     activated * up
-}
-
-/// Causal attention of `q` over `k`, `v`.
-///
-/// q `[new, heads, head_dim]`, k and v `[kv_heads, all, head_dim]`; the new tokens are the last of all. Each KV head serves
-/// heads / kv_heads query heads, without being copied for them. Returns `[new, heads · head_dim]`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (new, heads, dim) = q.dims3()?;
-    let (kv_heads, all, _) = k.dims3()?;
-    let group = heads / kv_heads;
-    let scale = 1.0 / (dim as f64).sqrt();
-    let q = q.reshape((new, kv_heads, group, dim))?.permute((1, 2, 0, 3))?.contiguous()?;
-    let q = q.affine(scale, 0.0)?.reshape((kv_heads, group * new, dim))?;
-    let mut scores = q.matmul(&k.t()?)?;
-    if new > 1 {
-        let mask = causal_mask(new, all, q.device())?.to_dtype(scores.dtype())?;
-        scores = scores.reshape((kv_heads, group, new, all))?.broadcast_add(&mask)?;
-        scores = scores.reshape((kv_heads, group * new, all))?;
-    }
-    let mixed = softmax(&scores)?.matmul(v)?;
-    mixed.reshape((kv_heads, group, new, dim))?.permute((2, 0, 1, 3))?.contiguous()?.reshape((new, heads * dim))
-}
-
-/// 0 where row i (the token all − new + i) may look, −∞ after it; `[new, all]`.
-fn causal_mask(new: usize, all: usize, device: &candle_core::Device) -> Result<Tensor> {
-    let past = all - new;
-    let mask: Vec<f32> =
-        (0..new).flat_map(|i| (0..all).map(move |j| if j <= past + i { 0.0 } else { f32::NEG_INFINITY })).collect();
-    Tensor::from_vec(mask, (new, all), device)?.to_dtype(DType::F32)
 }

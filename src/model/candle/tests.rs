@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::decode::CandleDecoder;
+use super::learn::CandleLearner;
 use super::{CandleNetwork, weights};
 use crate::model::config::{Family, ModelConfig};
 use crate::model::courtesy::{ChatGate, Courtesy};
@@ -138,6 +139,37 @@ fn gradients_of_all_weights_are_the_slopes() {
         let mut learner = CandleNetwork::full_learner(&config, &Device::Cpu).unwrap();
         check_gradients(learner.as_mut(), &params(&config), &places, &rows(), false);
     }
+}
+
+#[test]
+fn stages_computed_again_give_the_same_bits() {
+    for family in [Family::Qwen2, Family::Qwen3] {
+        let config = config(family);
+        let (network, lora) = (network(&config), adapter(&config, &Target::ALL));
+        let run = |keeps_graphs| {
+            let mut learner = CandleLearner::new(Arc::clone(&network.shared), &lora, Arc::default()).unwrap();
+            learner.keeps_graphs = keeps_graphs;
+            let options = PassOptions { kl: true, dropout: Some((0.3, 7)) };
+            let pass = learner.forward(&rows().iter().collect::<Vec<_>>(), options).unwrap();
+            let ones: Vec<Vec<f32>> = pass.logprobs().iter().map(|row| vec![1.0; row.len()]).collect();
+            let (logprobs, mut grads) = (pass.logprobs().to_vec(), vec![0.0; learner.len()]);
+            pass.backward(&ones, Some(&ones), &mut grads).unwrap();
+            (logprobs, grads.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        };
+        assert_eq!(run(true), run(false));
+    }
+}
+
+#[test]
+fn an_adapter_on_a_later_layer_alone_gets_its_gradient() {
+    let config = config(Family::Qwen3);
+    let (inputs, outputs) = config.linear_shape(Target::Gate);
+    let shape =
+        LoraShape { layer: 1, target: Target::Gate, rank: 2, in_features: inputs, out_features: outputs, scale: 1.0 };
+    let mut lora = LoraWeights::zeros(vec![shape]);
+    lora.data = numbers(lora.data.len(), 0.3, 3);
+    let mut learner = network(&config).learner(&lora, Arc::default()).unwrap();
+    check_gradients(learner.as_mut(), &lora.data, &[0, lora.data.len() - 1], &rows(), true);
 }
 
 #[test]
