@@ -201,7 +201,7 @@ fn exit_codes_of_wrong_use() {
         (&["--temperature", "9", "hi"], 2, "temperature"),
         (&["--model", "/no/such/folder", "hi"], 1, "no such model folder"),
         (&["--model", "Qwen/Qwen3-0.6B", "hi"], 1, "hub"),
-        (&["adapters", "load", "../../etc"], 1, "no such folder"),
+        (&["adapters", "load", "../no-such-folder/adapter"], 1, "no such folder"),
         (&["adapters", "delete", "../x"], 1, "no adapter name"),
         (&["feedback", "good"], 1, "no answer to rate"),
     ] {

@@ -14,10 +14,15 @@ use finch::repl::input::{Input, Line};
 use finch::repl::terminal::QuietKeys;
 use pty::{ALT_ENTER, CTRL_C, CTRL_D, ENTER, Terminal};
 
-/// Not a test of its own: a loop over lines, as the chat has it.
+/// Set for the program inside the terminal.
+const CHILD: &str = "FINCH_TEST_CHILD";
+
+/// Not a test of its own: inside the terminal of the other tests, a loop over lines, as the chat has it.
 #[test]
-#[ignore = "runs inside the terminal of the other tests"]
 fn child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
     let _quiet = QuietKeys::start();
     let home = std::path::PathBuf::from(std::env::var_os("FINCH_HOME").unwrap());
     let names = Arc::new(|| vec!["lora_one".to_string(), "lora_two".to_string()]);
@@ -76,8 +81,8 @@ impl Chat {
 
     fn start_in(home: tempfile::TempDir) -> Chat {
         let program = std::env::current_exe().unwrap();
-        let arguments = ["--ignored", "--exact", "child", "--nocapture", "--test-threads=1"];
-        let terminal = Terminal::start(program.to_str().unwrap(), &arguments, home.path());
+        let arguments = ["--exact", "child", "--nocapture", "--test-threads=1"];
+        let terminal = Terminal::start_with(program.to_str().unwrap(), &arguments, home.path(), &[(CHILD, "1")]);
         terminal.wait_for("ready");
         terminal.wait_for_prompt();
         Chat { terminal, home }
