@@ -40,6 +40,10 @@ pub struct Provenance {
     pub seconds: Option<f64>,
     #[serde(default)]
     pub gate: Option<Gate>,
+    /// Digests ([`crate::feedback::lesson::digest`]) of the notes that it obeys without being told, as the gate measured: while
+    /// it is live they stay out of the prompt.
+    #[serde(default)]
+    pub carries: Vec<String>,
 }
 
 /// What the gate said.
@@ -76,6 +80,7 @@ impl Provenance {
             loss_after: None,
             seconds: None,
             gate: None,
+            carries: Vec::new(),
         }
     }
 
@@ -119,6 +124,7 @@ mod tests {
             loss_after: Some(0.09),
             seconds: Some(94.0),
             gate: Some(gate),
+            carries: vec!["c0ffee".to_string()],
             ..Provenance::new("ab12", "finch-tiny")
         };
         full.write(dir.path()).unwrap();
@@ -135,6 +141,7 @@ mod tests {
             (read.base.as_str(), read.loss_after, read.created.to_rfc3339().as_str()),
             ("ab", None, "2026-02-06T13:30:25+00:00")
         );
+        assert!(read.carries.is_empty());
         let no_digest = r#"{"base":"../x","model":"m","created":"2026-02-06T14:30:25Z"}"#;
         for bad in ["", "{}", "[1]", r#"{"base":1}"#, no_digest] {
             put(bad);

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod example;
 pub mod exchange;
 pub mod kind;
+pub mod lesson;
 pub mod record;
 
 pub use buffer::Buffer;
