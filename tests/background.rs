@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use pty::{CTRL_D, Terminal};
+use pty::{CTRL_C, CTRL_D, Terminal};
 
 const LONG: Duration = Duration::from_secs(300);
 
@@ -93,6 +93,26 @@ fn leaving_during_a_training_cancels_it_and_says_so() {
     t.wait_for_within("Training cancelled; its 10 examples stay new.", LONG);
     assert!(t.shown().contains("Stopping the running training…"));
     assert_eq!(t.wait_for_exit(), 0);
+    assert!(status(home.path()).contains("10 new examples"));
+}
+
+#[test]
+fn ctrl_c_leaves_at_once_where_a_training_takes_long_to_stop() {
+    let home = tempfile::tempdir().unwrap();
+    import_corrections(home.path());
+    let mut t = start(home.path());
+    t.line("hello");
+    t.wait_for_within("🔄 Training: epoch 1", LONG);
+    t.wait_for_prompt();
+    // Another program that writes to the store: the end of the run cannot be noted meanwhile.
+    let writer = rusqlite::Connection::open(home.path().join("finch.db")).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
+    t.send(CTRL_D);
+    t.wait_for("Stopping the running training…");
+    t.send(CTRL_C);
+    t.wait_for("dropped unfinished");
+    assert_eq!(t.wait_for_exit(), 130);
+    writer.execute_batch("ROLLBACK").unwrap();
     assert!(status(home.path()).contains("10 new examples"));
 }
 

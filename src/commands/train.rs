@@ -31,8 +31,8 @@ fn refused(reasons: &[String]) -> Error {
         .hint("it is kept, and answers stay as they were")
 }
 
-/// Ctrl-C, and the system's request to end, cancel the training, which then saves its best state. The runtime that listens
-/// lives as long as the returned value.
+/// Ctrl-C, and the system's request to end, cancel the training, which then saves its best state; a second one ends the
+/// process at once. The runtime that listens lives as long as the returned value.
 fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtime> {
     let built = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = built.context("cannot listen for Ctrl-C")?;
@@ -41,7 +41,7 @@ fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtim
     let mut ctrl_c = ctrl_c().context("cannot listen for Ctrl-C")?;
     #[cfg(unix)]
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for the end")?;
-    runtime.spawn(async move {
+    let mut interruption = async move || {
         #[cfg(unix)]
         tokio::select! {
             _ = ctrl_c.recv() => {}
@@ -49,7 +49,14 @@ fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtim
         }
         #[cfg(not(unix))]
         ctrl_c.recv().await;
+    };
+    runtime.spawn(async move {
+        interruption().await;
+        eprintln!("\nStopping… (Ctrl-C again leaves at once)");
         courtesy.cancel();
+        interruption().await;
+        // As after a kill: an adapter is complete or absent, and the run's examples stay new.
+        std::process::exit(i32::from(Kind::Interrupted.exit_code()));
     });
     drop(inside);
     Ok(runtime)

@@ -4,7 +4,7 @@
 //! a channel, and only after it has happened: when `Finished` arrives, the adapter is live and its run stands in the store.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -13,12 +13,16 @@ use super::fit::Progress;
 use super::round::{Ended, Event, Receipt, Round};
 use super::rows::Skipped;
 use crate::config::Config;
+use crate::engine::CancelFlag;
 use crate::error::{Error, Result};
 use crate::fsio::Holder;
 use crate::model::courtesy::{ChatGate, Courtesy};
 use crate::model::load::Model;
 use crate::paths::Paths;
 use crate::store::Store;
+
+/// How soon a hurry is seen while a training's end is waited for.
+const LOOK_UP: Duration = Duration::from_millis(50);
 
 /// The model that answers now, and the gate at which a training waits while it does.
 pub struct Subject {
@@ -52,6 +56,8 @@ pub enum LearnEvent {
         skipped: Vec<Skipped>,
     },
     Progress(Progress),
+    /// The steps are done; what they made is saved and measured.
+    Judging,
     /// The adapter is live from the next turn on.
     Finished(Receipt),
     /// The gate refused the adapter; answers stay as they were.
@@ -171,16 +177,19 @@ impl Coordinator {
         state.running.as_ref().map(|r| r.courtesy.cancel()).is_some()
     }
 
-    /// Cancels the running training, waits for its end and starts no other. True: one was running. Blocks: not for
-    /// async code.
-    pub fn shutdown(&self) -> bool {
+    /// Cancels the running training, starts no other, and waits until it has ended, or no longer once `hurry` is set.
+    /// False: it runs on, and is to end with the process; the next run in the store marks it as abandoned. Blocks: not
+    /// for async code.
+    pub fn shutdown(&self, hurry: &CancelFlag) -> bool {
         let mut state = self.shared.lock();
         state.closing = true;
-        let running = state.running.as_ref().map(|r| r.courtesy.cancel()).is_some();
-        while state.running.is_some() {
-            state = self.shared.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &state.running {
+            running.courtesy.cancel();
         }
-        running
+        while state.running.is_some() && !hurry.is_cancelled() {
+            state = self.shared.idle.wait_timeout(state, LOOK_UP).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.running.is_none()
     }
 }
 
@@ -309,7 +318,10 @@ impl Shared {
                 update(&|status| status.phase = Phase::Training(progress));
                 self.tell(LearnEvent::Progress(progress));
             }
-            Event::Judging => update(&|status| status.phase = Phase::Judging),
+            Event::Judging => {
+                update(&|status| status.phase = Phase::Judging);
+                self.tell(LearnEvent::Judging);
+            }
         }
     }
 }

@@ -69,8 +69,13 @@ impl Desk {
         }
     }
 
+    fn judged(&mut self) -> LearnEvent {
+        assert!(matches!(self.next(), LearnEvent::Judging));
+        self.next()
+    }
+
     fn finished(&mut self) -> Receipt {
-        match self.next() {
+        match self.judged() {
             LearnEvent::Finished(receipt) => receipt,
             other => panic!("not finished: {other:?}"),
         }
@@ -151,7 +156,7 @@ fn a_refused_training_is_not_tried_again_before_new_examples() {
     let mut desk = Desk::new(house);
     desk.coordinator.consider();
     desk.started();
-    let LearnEvent::Refused(receipt) = desk.next() else { panic!("not refused") };
+    let LearnEvent::Refused(receipt) = desk.judged() else { panic!("not refused") };
     assert!(!receipt.reasons.is_empty() && desk.house.live().is_none());
     assert!(desk.is_quiet());
 }
@@ -194,11 +199,25 @@ fn leaving_cancels_and_leaves_the_examples_new() {
     let _answering = desk.chat.answering();
     desk.coordinator.consider();
     desk.started();
-    assert!(desk.coordinator.shutdown());
+    assert!(desk.coordinator.shutdown(&CancelFlag::new()));
     assert!(desk.coordinator.status().is_none());
     assert_eq!(desk.house.new_examples(), 4);
-    assert!(!desk.coordinator.shutdown(), "nothing runs any more");
     assert!(desk.coordinator.train_now().is_err());
+}
+
+#[test]
+fn whoever_is_in_a_hurry_does_not_wait_for_the_end() {
+    let house = House::new();
+    house.fill();
+    let mut desk = Desk::new(house);
+    let _answering = desk.chat.answering();
+    desk.coordinator.consider();
+    desk.started();
+    let hurry = CancelFlag::new();
+    hurry.cancel();
+    assert!(!desk.coordinator.shutdown(&hurry), "it had no time to end");
+    assert!(matches!(desk.next(), LearnEvent::Cancelled { examples: 4 }), "it was told to stop all the same");
+    assert_eq!((desk.house.new_examples(), desk.house.live()), (4, None));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::printer::Printer;
 use super::render_training as render;
+use crate::engine::CancelFlag;
 use crate::error::Result;
 use crate::learn::coordinator::{Coordinator, LearnEvent, Parts, Status, Subject};
 use crate::learn::round::default_threads;
@@ -70,12 +71,16 @@ impl Background {
         self.coordinator.cancel();
     }
 
-    /// Stops what runs and waits until all of it is told.
-    pub fn stop(self) {
-        self.coordinator.shutdown();
+    /// Stops what runs and waits until all of it is told, or no longer once `hurry` is set. False: a training runs on,
+    /// to end with the process.
+    pub fn stop(self, hurry: &CancelFlag) -> bool {
+        let stopped = self.coordinator.shutdown(hurry);
         drop(self.coordinator);
-        // The events end with the coordinator; a telling that broke has nothing more to say.
-        let _ = self.runtime.block_on(self.telling);
+        if stopped {
+            // The events end with the coordinator; a telling that broke has nothing more to say.
+            let _ = self.runtime.block_on(self.telling);
+        }
+        stopped
     }
 }
 
@@ -88,27 +93,47 @@ fn subject(host: &ModelHost) -> Option<Subject> {
 
 async fn tell(mut events: UnboundedReceiver<LearnEvent>, printer: Printer, announced: Announced) {
     while let Some(event) = events.recv().await {
-        if let LearnEvent::Progress(progress) = &event {
-            printer.progress(Some(render::progress(progress)));
-            continue;
-        }
         if let LearnEvent::Finished(receipt) = &event {
             announced.set(Some(receipt.adapter.clone()));
         }
-        printer.progress(None);
-        printer.say(words(&event));
+        let (lines, progress) = words(&event);
+        printer.progress(progress);
+        if let Some(lines) = lines {
+            printer.say(lines);
+        }
     }
 }
 
-/// What is said when it has happened.
-fn words(event: &LearnEvent) -> String {
+/// What is said when it has happened: lines that stay, and the one that shows what goes on from then.
+fn words(event: &LearnEvent) -> (Option<String>, Option<String>) {
+    let over = |lines| (Some(lines), None);
     match event {
-        LearnEvent::Started { trigger, skipped, .. } => render::started(*trigger, skipped),
-        LearnEvent::Progress(progress) => render::progress(progress) + "\n",
-        LearnEvent::Finished(receipt) => render::finished(receipt),
-        LearnEvent::Refused(receipt) => render::refused(receipt),
-        LearnEvent::Cancelled { examples } => render::cancelled(*examples),
-        LearnEvent::Failed(error) => render::failed(error.message(), error.hint_text()),
-        LearnEvent::OtherProcessTrains(holder) => render::other_trains(holder),
+        LearnEvent::Started { trigger, skipped, .. } => {
+            (Some(render::started(*trigger, skipped)), Some(render::PREPARING.to_string()))
+        }
+        LearnEvent::Progress(progress) => (None, Some(render::progress(progress))),
+        LearnEvent::Judging => (None, Some(render::JUDGING.to_string())),
+        LearnEvent::Finished(receipt) => over(render::finished(receipt)),
+        LearnEvent::Refused(receipt) => over(render::refused(receipt)),
+        LearnEvent::Cancelled { examples } => over(render::cancelled(*examples)),
+        LearnEvent::Failed(error) => over(render::failed(error.message(), error.hint_text())),
+        LearnEvent::OtherProcessTrains(holder) => over(render::other_trains(holder)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learn::coordinator::Trigger;
+
+    #[test]
+    fn while_a_training_runs_a_line_shows_what_it_does() {
+        let started = LearnEvent::Started { trigger: Trigger::Asked, examples: 4, skipped: Vec::new() };
+        let (lines, doing) = words(&started);
+        assert!(lines.is_some_and(|l| l.contains("🔄 Starting")) && doing.is_some_and(|d| d.contains("preparing")));
+        let (lines, doing) = words(&LearnEvent::Judging);
+        assert!(lines.is_none() && doing.is_some_and(|d| d.contains("judging")));
+        let (lines, doing) = words(&LearnEvent::Cancelled { examples: 4 });
+        assert!(lines.is_some_and(|l| l.contains("stay new")) && doing.is_none());
     }
 }

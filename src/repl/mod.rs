@@ -60,7 +60,7 @@ impl Repl {
         Repl { session, input, interrupts, background, style: Style { live, colours }, announced }
     }
 
-    /// Runs until the user leaves.
+    /// Runs until the user leaves. An interrupted error: without waiting for a training, which still runs.
     pub fn run(mut self) -> Result<()> {
         let _quiet = QuietKeys::start();
         self.say(&self.welcome()?)?;
@@ -72,9 +72,7 @@ impl Repl {
             };
             for effect in effects {
                 if effect == Effect::Leave {
-                    self.background.stop();
-                    self.input.printer().drain();
-                    return Ok(());
+                    return self.leave();
                 }
                 if let Err(error) = self.carry_out(effect) {
                     if error.is_interrupted() {
@@ -85,6 +83,18 @@ impl Repl {
                 }
             }
         }
+    }
+
+    fn leave(self) -> Result<()> {
+        let Repl { background, interrupts, input, .. } = self;
+        let hurry = CancelFlag::new();
+        let stopped = interrupts.during(&hurry, || background.stop(&hurry));
+        input.printer().drain();
+        if stopped {
+            return Ok(());
+        }
+        print(render_training::LEFT_AT_ONCE)?;
+        Err(Error::interrupted())
     }
 
     fn welcome(&self) -> Result<String> {
@@ -261,9 +271,13 @@ impl Repl {
     }
 
     fn say(&self, text: &str) -> Result<()> {
-        let mut out = io::stdout();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::from(e).context("the terminal"))
+        print(text)
     }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::from(e).context("the terminal"))
 }
 
 /// The input of a chat, with the history and the adapters of its data folder.

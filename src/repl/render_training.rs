@@ -27,12 +27,16 @@ pub fn progress(p: &Progress) -> String {
     format!("🔄 Training: epoch {epoch}{epochs}, batch {batch}/{batches}, loss {loss:.2}, {}", duration(*seconds))
 }
 
+/// In the place of [`progress`]: before the first batch, and after the last.
+pub const PREPARING: &str = "🔄 Training: preparing…";
+pub const JUDGING: &str = "🔄 Training: judging the new adapter…";
+
 /// `/train status` while one runs.
 pub fn running(s: &Status) -> String {
     match s.phase {
-        Phase::Preparing => format!("🔄 Training: preparing, {}\n", duration(s.seconds)),
+        Phase::Preparing => format!("{PREPARING} {}\n", duration(s.seconds)),
         Phase::Training(p) => progress(&p) + "\n",
-        Phase::Judging => format!("🔄 Training: measuring what was learned, {}\n", duration(s.seconds)),
+        Phase::Judging => format!("{JUDGING} {}\n", duration(s.seconds)),
     }
 }
 
@@ -127,7 +131,9 @@ pub fn failed(message: &str, hint: Option<&str>) -> String {
 pub const NOTHING_TO_TRAIN: &str = "There is nothing to train on yet: rate answers good, or correct them.\n";
 pub const NOTHING_NEW: &str = "There is nothing new since the last training.\n";
 /// Leaving while a training runs.
-pub const LEAVING: &str = "Stopping the running training…\n";
+pub const LEAVING: &str = "Stopping the running training… (Ctrl-C leaves at once)\n";
+/// Leaving without waiting for its end.
+pub const LEFT_AT_ONCE: &str = "The training is dropped unfinished; all feedback is kept.\n";
 pub const NOTHING_RUNS: &str = "No training is running.\n";
 pub const ALREADY_RUNNING: &str = "A training is running already; /train status shows how far it is.\n";
 
@@ -274,9 +280,9 @@ mod tests {
             "🔄 Training: epoch 2, batch 14/75, loss 1.32, 8.0 s"
         );
         let status = |phase| Status { trigger: Trigger::Asked, examples: None, phase, seconds: 30.0 };
-        assert_eq!(running(&status(Phase::Preparing)), "🔄 Training: preparing, 30 s\n");
+        assert_eq!(running(&status(Phase::Preparing)), "🔄 Training: preparing… 30 s\n");
         assert_eq!(running(&status(Phase::Training(known))), progress(&known) + "\n");
-        assert!(running(&status(Phase::Judging)).contains("measuring"));
+        assert!(running(&status(Phase::Judging)).contains("judging"));
     }
 
     #[test]

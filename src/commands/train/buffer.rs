@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::screen::Spinner;
+use super::screen::{JUDGING, Spinner};
 use crate::cli::TrainArgs;
 use crate::commands::ground::Ground;
 use crate::error::{Error, Result};
@@ -40,7 +40,7 @@ pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>) -> Result
             }
         }
         Event::Progress(progress) => spinner.progress(&progress),
-        Event::Judging => spinner.doing("Measuring the new adapter…"),
+        Event::Judging => spinner.doing(JUDGING),
     });
     spinner.end();
     tell(ended?)

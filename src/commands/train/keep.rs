@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::data::Subject;
+use super::screen::{JUDGING, Spinner};
 use crate::adapter::peft::{Adapter, LoraSettings};
 use crate::adapter::provenance::Provenance;
 use crate::adapter::registry;
@@ -74,6 +75,7 @@ impl Keeper<'_> {
         let adapter = Adapter::new(made.trained.weights, made.settings);
         registry::save_folder(output, &adapter, &provenance)?;
         if let Some(evidence) = evidence {
+            let _shown = Spinner::start(JUDGING);
             let (network, threads) = (&*self.subject.network, round::default_threads());
             let report = gate::inspect(network, output, &adapter.weights, &evidence, threads, &self.courtesy);
             let report = report.context("the adapter is saved, but could not be judged")?;
@@ -129,6 +131,7 @@ impl Keeper<'_> {
         let Made { trained, settings, .. } = made;
         let candidate = Candidate { weights: trained.weights, settings, provenance, evidence };
         let network = &*self.subject.network;
+        let _shown = candidate.evidence.is_some().then(|| Spinner::start(JUDGING));
         let Published { adapter, path, report, live } =
             publish(&self.ground.paths, network, candidate, true, round::default_threads(), &self.courtesy)?;
         if report.is_none() {

@@ -14,6 +14,9 @@ const LINES: usize = 20;
 /// Between plain lines of a training of unknown length, at least.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
 
+/// What goes on after the last step.
+pub const JUDGING: &str = "Judging the new adapter…";
+
 /// How far a training of a known length is.
 pub enum Bar {
     Terminal(ProgressBar),
