@@ -14,6 +14,8 @@ mod artifacts;
 mod corpus;
 #[path = "pretrain_tiny/rows.rs"]
 mod rows;
+#[path = "pretrain_tiny/rules.rs"]
+mod rules;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,7 +1,7 @@
-//! What the built-in model knows, asked by somebody who has not seen its corpus.
+//! What the built-in model knows, asked in other words than those of its corpus.
 //!
-//! `builtin/questions.tsv` was written before the model was trained and is never trained on; `facts.tsv` says which words
-//! a right answer holds.
+//! `builtin/questions.tsv` was written apart from the corpus, though some of its shortest wordings stand in both;
+//! `facts.tsv` says which words a right answer holds.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

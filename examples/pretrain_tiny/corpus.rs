@@ -1,9 +1,11 @@
-//! The corpus on disk: facts with many wordings of their question and a few of their answer, and short dialogues.
+//! The corpus on disk: facts with many wordings of their question and a few of their answer, short dialogues, and rules.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+
+use super::rules::Rules;
 
 /// One thing that finch-tiny knows.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +34,7 @@ pub struct Dialogue {
 pub struct Corpus {
     pub facts: BTreeMap<String, Fact>,
     pub dialogues: Vec<Dialogue>,
+    pub rules: Rules,
 }
 
 impl Corpus {
@@ -41,13 +44,13 @@ impl Corpus {
         let mut files: Vec<_> =
             std::fs::read_dir(root.join("corpus"))?.map(|e| Ok(e?.path())).collect::<Result<Vec<_>>>()?;
         files.sort();
-        let mut dialogues = Vec::new();
+        let (mut dialogues, mut rules) = (Vec::new(), Rules::default());
         for file in files {
             let text = std::fs::read_to_string(&file)?;
-            let parse = if file.file_stem().is_some_and(|s| s == "dialogues") {
-                parse_dialogues(&text).map(|d| dialogues.extend(d))
-            } else {
-                parse_questions(&text, &mut facts)
+            let parse = match file.file_stem().and_then(|s| s.to_str()) {
+                Some("dialogues") => parse_dialogues(&text).map(|d| dialogues.extend(d)),
+                Some("rules") => Rules::parse(&text).map(|r| rules = r),
+                _ => parse_questions(&text, &mut facts),
             };
             parse.with_context(|| format!("in {}", file.display()))?;
         }
@@ -59,14 +62,14 @@ impl Corpus {
                 bail!("an answer of {id} does not hold its keys: {bad}");
             }
         }
-        Ok(Corpus { facts, dialogues })
+        Ok(Corpus { facts, dialogues, rules })
     }
 
     /// Everything that is said in it: what the tokenizer is trained on.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         let facts = self.facts.values().flat_map(|f| f.questions.iter().chain(&f.answers));
         let turns = self.dialogues.iter().flat_map(|d| d.turns.iter().flat_map(|(q, a)| [q, a]));
-        facts.chain(turns).map(String::as_str)
+        facts.chain(turns).chain(self.rules.texts()).map(String::as_str)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Training rows from the corpus: questions as people really type them, answers, dialogues of one to six turns.
+//! Training rows from the corpus: questions as people really type them, answers, dialogues of one to eight turns, and
+//! rules in the system prompt.
 
 use anyhow::Result;
 use finch::model::Tokens;
@@ -20,6 +21,8 @@ const SYSTEMS: &[&str] = &[
     "Help the user with the terminal.",
     "You are an expert programmer.",
 ];
+/// Share of the rows of single turns that have rules: about 12 % of all rows.
+const RULED: f64 = 0.13;
 const OPENERS: &[&str] =
     &["hey, ", "hi, ", "ok so ", "so, ", "um, ", "please ", "quick question: ", "hello, ", "and ", "well, "];
 const CLOSERS: &[&str] = &[" please", " thanks", "?", "??", "!", "...", " :)", " pls", " thx"];
@@ -111,8 +114,14 @@ impl<'c> Rows<'c> {
             _ => rng.random_range(4..=8),
         };
         let system = rng.random_bool(0.2).then(|| SYSTEMS.choose(rng).copied()).flatten();
-        let turns: Vec<_> = (0..turns).map(|_| self.turn(rng)).collect();
-        self.chat.dialogue(system, &turns)
+        let mut turns: Vec<_> = (0..turns).map(|_| self.turn(rng)).collect();
+        if !rng.random_bool(RULED) {
+            return self.chat.dialogue(system, &turns);
+        }
+        let (rules, manner) = self.corpus.rules.draw(&turns, rng);
+        turns.iter_mut().for_each(|(_, answer)| *answer = manner.obey(answer));
+        let system = system.map_or(rules.clone(), |own| format!("{own}\n\n{rules}"));
+        self.chat.dialogue(Some(&system), &turns)
     }
 
     fn turn(&self, rng: &mut StdRng) -> (String, String) {
