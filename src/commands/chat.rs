@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::feedback::Finish;
 use crate::repl::answer::{AnswerScreen, Style};
 use crate::repl::interrupts::Interrupts;
-use crate::repl::{Repl, cut_off, open_input, show};
+use crate::repl::{Repl, cut_off, open_input, show, terminal};
 use crate::session::{AdapterNotice, AskEvent, Fallback, ModelHost, Options, Session};
 
 /// More piped text than any context holds, in bytes.
@@ -69,7 +69,7 @@ fn one_answer(ground: Ground, question: &str, args: ChatArgs) -> Result<()> {
     let cancel = CancelFlag::new();
     let colours = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let style = Style { live: stderr().is_terminal(), colours };
-    let mut screen = AnswerScreen::new(stdout(), stderr(), style);
+    let mut screen = AnswerScreen::new(stdout(), stderr(), style, terminal::columns);
     let mut trouble = None;
     let answered = interrupts.during(&cancel, || {
         session.ask(question, &cancel, &mut |event| {

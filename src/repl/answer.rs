@@ -1,8 +1,11 @@
 //! An answer as it streams onto the screen: its text on one stream, what else is to be said about it on another.
 //!
-//! What comes in is safe for a terminal already: the session sanitises it.
+//! What comes in is safe for a terminal already: the session sanitises it. On a terminal lines break between words.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
+
+use super::wrap::Wrap;
 
 /// Goes to the row's start and erases it.
 const ERASE_ROW: &str = "\r\x1b[2K";
@@ -17,6 +20,9 @@ pub struct AnswerScreen<O: Write, A: Write> {
     out: O,
     aside: A,
     style: Style,
+    /// Of the terminal, at any moment; None: text goes out as it comes.
+    columns: fn() -> Option<usize>,
+    wrap: Wrap,
     /// A passing remark stands on the row.
     remark: bool,
     thinking: bool,
@@ -34,8 +40,9 @@ pub struct Style {
 }
 
 impl<O: Write, A: Write> AnswerScreen<O, A> {
-    pub fn new(out: O, aside: A, style: Style) -> Self {
-        AnswerScreen { out, aside, style, remark: false, thinking: false, at_line_start: true }
+    pub fn new(out: O, aside: A, style: Style, columns: fn() -> Option<usize>) -> Self {
+        let wrap = Wrap::default();
+        AnswerScreen { out, aside, style, columns, wrap, remark: false, thinking: false, at_line_start: true }
     }
 
     /// A passing remark, gone with the first text: what finch is doing now.
@@ -60,11 +67,7 @@ impl<O: Write, A: Write> AnswerScreen<O, A> {
     pub fn notice(&mut self, line: &str) -> io::Result<()> {
         self.clear_remark()?;
         self.end_thought()?;
-        if !self.at_line_start {
-            writeln!(self.out)?;
-            self.out.flush()?;
-            self.at_line_start = true;
-        }
+        self.end_row()?;
         writeln!(self.aside, "{}", line.trim_end())?;
         self.aside.flush()
     }
@@ -77,10 +80,13 @@ impl<O: Write, A: Write> AnswerScreen<O, A> {
         self.clear_remark()?;
         if !self.thinking {
             self.thinking = true;
-            write!(self.aside, "{}", if self.style.colours { DIM } else { "(thinking) " })?;
+            if self.style.colours {
+                write!(self.aside, "{DIM}")?;
+            } else {
+                self.wrapped("(thinking) ", |screen| &mut screen.aside)?;
+            }
         }
-        write!(self.aside, "{piece}")?;
-        self.aside.flush()
+        self.wrapped(piece, |screen| &mut screen.aside)
     }
 
     /// A piece of the answer.
@@ -89,19 +95,45 @@ impl<O: Write, A: Write> AnswerScreen<O, A> {
         self.clear_remark()?;
         self.end_thought()?;
         self.at_line_start = last == '\n';
-        write!(self.out, "{piece}")?;
-        self.out.flush()
+        self.wrapped(piece, |screen| &mut screen.out)
     }
 
     /// The end of the answer, whole or not: the row is finished.
     pub fn finish(&mut self) -> io::Result<()> {
         self.clear_remark()?;
         self.end_thought()?;
-        if !self.at_line_start {
-            self.at_line_start = true;
-            writeln!(self.out)?;
-        }
+        self.end_row()?;
         self.out.flush()
+    }
+
+    /// Writes what of `piece` is certain by now.
+    fn wrapped<W: Write>(&mut self, piece: &str, to: fn(&mut Self) -> &mut W) -> io::Result<()> {
+        let shown: Cow<str> = match (self.columns)() {
+            Some(columns) => self.wrap.push(piece, columns).into(),
+            None => piece.into(),
+        };
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let to = to(self);
+        write!(to, "{shown}")?;
+        to.flush()
+    }
+
+    /// The word that is still held; what comes next begins a row.
+    fn rest(&mut self) -> String {
+        let rest = (self.columns)().map(|columns| self.wrap.finish(columns)).unwrap_or_default();
+        self.wrap = Wrap::default();
+        rest
+    }
+
+    fn end_row(&mut self) -> io::Result<()> {
+        let rest = self.rest();
+        if !std::mem::replace(&mut self.at_line_start, true) {
+            writeln!(self.out, "{rest}")?;
+            self.out.flush()?;
+        }
+        Ok(())
     }
 
     fn clear_remark(&mut self) -> io::Result<()> {
@@ -114,7 +146,8 @@ impl<O: Write, A: Write> AnswerScreen<O, A> {
 
     fn end_thought(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.thinking) {
-            writeln!(self.aside, "{}", if self.style.colours { PLAIN } else { "" })?;
+            let rest = self.rest();
+            writeln!(self.aside, "{rest}{}", if self.style.colours { PLAIN } else { "" })?;
             self.aside.flush()?;
         }
         Ok(())
@@ -128,7 +161,7 @@ mod tests {
     /// What both streams got after `act`.
     fn written(style: Style, act: impl FnOnce(&mut AnswerScreen<&mut Vec<u8>, &mut Vec<u8>>)) -> (String, String) {
         let (mut out, mut aside) = (Vec::new(), Vec::new());
-        act(&mut AnswerScreen::new(&mut out, &mut aside, style));
+        act(&mut AnswerScreen::new(&mut out, &mut aside, style, || None));
         (String::from_utf8(out).expect("text"), String::from_utf8(aside).expect("text"))
     }
 
@@ -178,6 +211,22 @@ mod tests {
         };
         assert_eq!(written(LIVE, think), ("Yes.\n".into(), "(thinking) hm, yes\n".into()));
         assert_eq!(written(Style::default(), think), ("Yes.\n".into(), String::new()));
+    }
+
+    #[test]
+    fn on_a_terminal_lines_break_between_words() {
+        let (mut out, mut aside) = (Vec::new(), Vec::new());
+        let mut screen = AnswerScreen::new(&mut out, &mut aside, LIVE, || Some(12));
+        screen.thought("well, let").expect("written");
+        screen.thought(" me see").expect("written");
+        screen.text("One two th").expect("written");
+        screen.text("ree four").expect("written");
+        screen.notice("stopped").expect("written");
+        screen.text("five six").expect("written");
+        screen.finish().expect("written");
+        let shown = |bytes| String::from_utf8(bytes).expect("text");
+        assert_eq!(shown(aside), "(thinking)\nwell, let me\nsee\nstopped\n");
+        assert_eq!(shown(out), "One two\nthree four\nfive six\n");
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod render_stats;
 pub mod render_training;
 pub mod terminal;
 pub mod views;
+pub mod wrap;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -179,7 +180,7 @@ impl Repl {
 
     fn ask(&mut self, prompt: &str) -> Result<()> {
         let cancel = CancelFlag::new();
-        let mut screen = AnswerScreen::new(io::stdout(), io::stdout(), self.style);
+        let mut screen = AnswerScreen::new(io::stdout(), io::stdout(), self.style, terminal::columns);
         let announced = self.announced.take();
         let session = &mut self.session;
         let mut trouble = None;
@@ -277,7 +278,8 @@ impl Repl {
 
 fn print(text: &str) -> Result<()> {
     let mut out = io::stdout();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::from(e).context("the terminal"))
+    let rows = terminal::in_rows(text);
+    out.write_all(rows.as_bytes()).and_then(|()| out.flush()).map_err(|e| Error::from(e).context("the terminal"))
 }
 
 /// The input of a chat, with the history and the adapters of its data folder.

@@ -110,7 +110,7 @@ impl Printer {
         let lines = std::mem::take(&mut self.shared.lock().lines);
         let mut out = std::io::stdout();
         for line in lines {
-            let _ = out.write_all(line.as_bytes());
+            let _ = out.write_all(terminal::in_rows(&line).as_bytes());
         }
         let _ = out.flush();
     }
@@ -162,7 +162,7 @@ fn next(state: &mut State, now: Instant) -> Next {
     }
     if !state.lines.is_empty() {
         let erase = if std::mem::take(&mut state.progress_above) { ERASE_LINE_ABOVE } else { "" };
-        let lines: String = state.lines.drain(..).collect();
+        let lines: String = state.lines.drain(..).map(|lines| terminal::in_rows(&lines)).collect();
         return Next::Print(format!("{erase}{lines}"));
     }
     let Some(line) = state.progress.clone().filter(|_| state.progress_due) else { return Next::Wait(None) };
@@ -174,7 +174,7 @@ fn next(state: &mut State, now: Instant) -> Next {
     state.last_progress = Some(now);
     let erase = if std::mem::replace(&mut state.progress_above, true) { ERASE_LINE_ABOVE } else { "" };
     // One row exactly: the next one erases one row.
-    let row = text::one_line(&line, terminal::columns().saturating_sub(1));
+    let row = text::one_line(&line, terminal::columns().map_or(80, |columns| columns.saturating_sub(1)));
     Next::Print(format!("{erase}{row}\n"))
 }
 

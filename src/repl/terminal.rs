@@ -3,6 +3,8 @@
 //! While the chat is open, keys are never echoed by the terminal itself: what is typed during an answer waits unseen in
 //! the terminal's queue and comes up at the next prompt. Ctrl-C stays a signal. On systems without termios nothing changes.
 
+use super::wrap::wrapped;
+
 /// Restores the terminal's modes when dropped.
 #[derive(Debug)]
 pub struct QuietKeys {
@@ -46,13 +48,18 @@ pub fn drop_typed() {
     let _ = rustix::termios::tcflush(std::io::stdin(), rustix::termios::QueueSelector::IFlush);
 }
 
-/// Columns of the terminal, 80 where it does not tell.
-pub fn columns() -> usize {
+/// Columns of the terminal that standard output goes to; None: it goes elsewhere, or the terminal does not tell.
+pub fn columns() -> Option<usize> {
     #[cfg(unix)]
     if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
         && size.ws_col > 0
     {
-        return usize::from(size.ws_col);
+        return Some(usize::from(size.ws_col));
     }
-    80
+    None
+}
+
+/// Text for standard output, broken between words where that is a terminal.
+pub fn in_rows(text: &str) -> String {
+    columns().map_or_else(|| text.to_string(), |columns| wrapped(text, columns))
 }
