@@ -91,6 +91,25 @@ fn escape_sequences_of_a_model_do_not_reach_the_screen() {
     assert_eq!(run::printed(home.path(), &arguments), format!("{SHOWN}\n"));
 }
 
+#[test]
+fn answers_break_between_words_on_a_terminal_and_nowhere_else() {
+    let (home, model) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let words: Vec<String> = (0..60).map(|n| format!("{}word{n}", if n == 0 { "" } else { " " })).collect();
+    let tokens: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+    scripted::write(model.path(), &tokens, Then::End);
+    let mut t = chat(home.path(), model.path(), &[]);
+    let answer = t.ask("hello");
+    assert_eq!(answer.replace('\n', " "), words.concat());
+    let rows: Vec<&str> = answer.lines().collect();
+    assert_eq!(rows.len(), 5, "{answer}");
+    assert!(rows[..4].iter().all(|row| (93..=100).contains(&row.len())), "{answer}");
+    t.send(CTRL_D);
+    assert_eq!(t.wait_for_exit(), 0);
+    let arguments = ["--model", model.path().to_str().unwrap(), "--temperature", "0", "hello"];
+    assert_eq!(run::printed(home.path(), &arguments), words.concat() + "\n");
+    assert_eq!(last_answer(home.path()).response, words.concat());
+}
+
 /// Text as it may stand in files from elsewhere.
 const FOUL: &str = "x\u{1b}[31mRED\u{1b}]0;t\u{7}\u{9b}2J\u{202e}y\u{0}\u{8}\rz\u{200b}";
 
