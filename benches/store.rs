@@ -26,6 +26,7 @@ fn examples(count: i64) -> Vec<Example> {
         weight: [1.0, 3.0, 10.0][id as usize % 3],
         thinking: None,
         origin: Origin::Praise,
+        note: None,
     };
     (0..count).map(example).collect()
 }

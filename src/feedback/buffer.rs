@@ -128,6 +128,7 @@ mod tests {
             weight,
             thinking: None,
             origin: Origin::Praise,
+            note: None,
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The rules, in the order of their force:
 //! - A response that was rated bad is never a target, not even where the same answer to the same messages was praised
-//!   elsewhere. Without a better answer it waits.
+//!   elsewhere. Without a better answer it waits; where no word says what would have been better, it is also one to move
+//!   away from ([`BadAnswer`]).
 //! - A cut-off answer is never a target, and never the rejected side either: the model did not choose to end there.
 //! - A model's own answer is a target for the base that gave it only. What the user typed holds for every base, and so
 //!   does an imported answer that names no base.
@@ -36,6 +37,26 @@ pub struct Example {
     /// The thinking switch that the prompt was given with.
     pub thinking: Option<bool>,
     pub origin: Origin,
+    /// What the user said should have been done, trimmed; the completion obeys it.
+    pub note: Option<String>,
+}
+
+/// An answer that was rated bad without a word of what would have been better. It is no [`Example`]: it can be moved away
+/// from, never imitated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BadAnswer {
+    pub messages: Vec<Message>,
+    pub answer: String,
+    /// Above 0, at most 1: it says what not to do, and nothing about what to do.
+    pub weight: f64,
+    pub thinking: Option<bool>,
+}
+
+impl BadAnswer {
+    /// Digest of prompt and answer, as [`Example::content_digest`].
+    pub fn content_digest(&self) -> [u8; 32] {
+        answer_digest(&self.messages, &self.answer)
+    }
 }
 
 impl Example {
@@ -145,7 +166,7 @@ impl fmt::Display for UnusedReason {
 pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Verdict {
     let standing = Standing::of(interaction, feedback);
     let nothing = |reason| Verdict::Nothing(Unused { interaction: interaction.id, reason });
-    let example = |completion: &str, rejected: Option<&str>, weight: f64, origin| {
+    let example = |completion: &str, rejected: Option<&str>, weight: f64, origin, note: Option<&str>| {
         if weight > 0.0 && weight.is_finite() {
             Verdict::Trainable(Example {
                 interaction: interaction.id,
@@ -155,6 +176,7 @@ pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Ve
                 weight,
                 thinking: interaction.thinking,
                 origin,
+                note: note.map(str::to_owned),
             })
         } else {
             nothing(UnusedReason::Weightless)
@@ -167,7 +189,8 @@ pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Ve
     if let Some((given, text)) = standing.correction {
         if !same_text(text, &interaction.response) {
             let rejected = (standing.bad() && of_this_base && whole && !empty).then_some(interaction.response.as_str());
-            return example(text, rejected, standing.correction_weight(given), Origin::Correction);
+            let weight = standing.correction_weight(given);
+            return example(text, rejected, weight, Origin::Correction, standing.note());
         }
         if standing.bad() {
             return waiting(interaction, given, WaitReason::SameAsAnswer);
@@ -183,7 +206,7 @@ pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Ve
             } else if !of_this_base {
                 nothing(UnusedReason::OtherBase)
             } else {
-                example(&interaction.response, None, given.weight, Origin::Praise)
+                example(&interaction.response, None, given.weight, Origin::Praise, None)
             }
         }
         _ => nothing(UnusedReason::Neutral),
@@ -199,6 +222,8 @@ fn waiting(interaction: &Interaction, feedback: &Feedback, reason: WaitReason) -
 pub struct Judged {
     pub examples: Vec<Example>,
     pub waiting: Vec<Waiting>,
+    /// Those of the waiting ones that may be moved away from meanwhile.
+    pub bad: Vec<BadAnswer>,
     pub unused: Vec<Unused>,
 }
 
@@ -226,11 +251,31 @@ pub fn judge_all(judged: &[(Interaction, Vec<Feedback>)], base: &str) -> Judged 
                     }
                 }
             },
-            Verdict::Waiting(waiting) => result.waiting.push(waiting),
+            Verdict::Waiting(waiting) => {
+                result.bad.extend(bad_answer(interaction, &waiting, base));
+                result.waiting.push(waiting);
+            }
             Verdict::Nothing(unused) => result.unused.push(unused),
         }
     }
     result
+}
+
+/// What may be moved away from of a waiting answer: this base's own, whole, and nobody said what would have been better
+/// (then it waits for a revision).
+fn bad_answer(interaction: &Interaction, waiting: &Waiting, base: &str) -> Option<BadAnswer> {
+    let given = &waiting.feedback;
+    let worded = given.note.as_deref().is_some_and(|note| !note.trim().is_empty());
+    let own = interaction.base.as_deref() == Some(base);
+    let whole = interaction.finish == Finish::Stop && !interaction.response.trim().is_empty();
+    let weight = given.weight.min(1.0);
+    let usable = waiting.reason == WaitReason::NoBetterAnswer && !worded && own && whole && weight > 0.0;
+    usable.then(|| BadAnswer {
+        messages: interaction.messages.clone(),
+        answer: interaction.response.clone(),
+        weight,
+        thinking: interaction.thinking,
+    })
 }
 
 fn answer_digest(messages: &[Message], answer: &str) -> [u8; 32] {
@@ -271,6 +316,13 @@ impl<'a> Standing<'a> {
             (_, Some((_, text))) => !same_text(text, self.answer),
             _ => false,
         }
+    }
+
+    /// What should have been done: the words of the bad rating, else of the correction.
+    fn note(&self) -> Option<&'a str> {
+        let bad = self.judgement.filter(|judgement| judgement.value < 0.0);
+        let given = bad.into_iter().chain(self.correction.map(|(given, _)| given));
+        given.filter_map(|given| given.note.as_deref()).map(str::trim).find(|note| !note.is_empty())
     }
 
     /// The heavier of the correction's own weight and that of the bad rating which it answers.

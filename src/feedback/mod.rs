@@ -13,6 +13,6 @@ pub mod lesson;
 pub mod record;
 
 pub use buffer::Buffer;
-pub use example::{Example, Judged, Verdict, Waiting, judge, judge_all};
+pub use example::{BadAnswer, Example, Judged, Verdict, Waiting, judge, judge_all};
 pub use kind::{FeedbackConfig, Kind, Stars};
 pub use record::{Feedback, Finish, Interaction, NewFeedback, NewInteraction};

@@ -1,7 +1,7 @@
 //! One training on a data set: every number resolved first, then the steps.
 //!
-//! An explicit objective is exactly that loss. `auto` learns as from feedback: weighted draws, replay of the base's own
-//! answers, rows held out, and an end when the rows are learned.
+//! An explicit objective is exactly that loss. `auto` learns as from feedback: pairs preferred and imitated, weighted draws,
+//! replay of the base's own answers, rows held out, and an end when the rows are learned.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::canaries::Answered;
 use super::fit::{Fit, Progress, Stopping, Trained};
+use super::mix::{self, Beside};
 use super::recipe::{HELD_OUT_MIN, HELD_OUT_SHARE, REPLAY_ROWS, REPLAY_WEIGHT, Recipe};
 use crate::adapter::peft::{self, Adapter, LoraSettings};
 use crate::config::{Auto, LoraSection, TrainingSection};
@@ -17,7 +18,7 @@ use crate::model::Network;
 use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
 use crate::model::lora::LoraWeights;
-use crate::train::data::{DataSet, Objective};
+use crate::train::data::{DataSet, Lesson, Objective};
 use crate::train::order::{self, Mark, Order, steps_of};
 use crate::train::row::{Row, fill_references};
 use crate::train::run::StepReport;
@@ -68,7 +69,7 @@ pub struct Training {
     /// Of each row, as the data set has it.
     importance: Vec<f64>,
     draws: Vec<usize>,
-    replay: Vec<Row>,
+    replayed: Vec<Answered>,
     held_out: Vec<Row>,
 }
 
@@ -87,7 +88,10 @@ impl Training {
     ) -> Result<Training> {
         let auto = request.objective == Objective::Auto;
         let order = request.order.unwrap_or(if auto { Order::Weighted } else { Order::File });
-        let all = set.rows(request.objective, request.beta, request.sft_weight)?;
+        let mut all = set.rows(request.objective, request.beta, request.sft_weight)?;
+        if auto {
+            all.iter_mut().zip(&set.rows).for_each(|(row, data)| prefer(row, &data.lesson));
+        }
         let (trained, held_out) = split(all.into_iter().zip(set.marks()).collect(), &request);
         let (mut rows, marks): (Vec<Row>, Vec<Mark>) = trained.into_iter().unzip();
         if rows.is_empty() {
@@ -98,11 +102,8 @@ impl Training {
             rows.iter_mut().for_each(|row| row.weight = 1.0); // they act through the draws
         }
         let weight = request.replay_weight().unwrap_or_default();
-        let replay: Vec<Row> = match weight > 0.0 {
-            true => replayed.iter().filter_map(Answered::tokens).map(|tokens| Row::stay(tokens, weight)).collect(),
-            false => Vec::new(),
-        };
-        let recipe = resolve(model, lora, &request, rows.len(), if replay.is_empty() { 0.0 } else { weight })?;
+        let replayed = if weight > 0.0 { replayed.to_vec() } else { Vec::new() };
+        let recipe = resolve(model, lora, &request, rows.len(), if replayed.is_empty() { 0.0 } else { weight })?;
         let draws = order::draws(order, &marks, recipe.steps.saturating_mul(recipe.batch_size), recipe.seed);
         let (start, settings) = match init {
             Some(adapter) => (adapter.weights, LoraSettings { dropout: lora.dropout, ..adapter.settings }),
@@ -111,7 +112,7 @@ impl Training {
                 (peft::init(model, &settings, recipe.seed), settings)
             }
         };
-        Ok(Training { recipe, order, request, start, settings, rows, importance, draws, replay, held_out })
+        Ok(Training { recipe, order, request, start, settings, rows, importance, draws, replayed, held_out })
     }
 
     /// Rows that are trained on, and rows that are held out.
@@ -143,6 +144,13 @@ impl Training {
         courtesy: Arc<Courtesy>,
         on_step: &mut dyn FnMut(&StepReport, &Progress) -> Result<()>,
     ) -> Result<(Trained, LoraSettings)> {
+        let beside = Beside::new(&self.recipe, &self.replayed, &[]);
+        // `auto` goes on until its rows are learned; an explicit objective looks at its own loss.
+        let mut measured = None;
+        if self.request.objective == Objective::Auto {
+            measured = Some(self.rows.iter().map(mix::yardstick).collect::<Vec<_>>());
+            self.held_out = self.held_out.iter().map(mix::yardstick).collect();
+        }
         let learner = network.learner(&self.start, Arc::clone(&courtesy))?;
         fill_references(&mut self.rows, &*learner)?;
         fill_references(&mut self.held_out, &*learner)?;
@@ -157,11 +165,10 @@ impl Training {
             start: self.start,
             rows: &self.rows,
             importance: &self.importance,
+            measured: measured.as_ref().unwrap_or(&self.rows),
             draws: &self.draws,
             batch: self.recipe.batch_size,
-            replay: &self.replay,
-            replay_draws: &self.recipe.replay_draws(self.replay.len()),
-            replay_batch: self.recipe.replay_rows,
+            beside: &beside,
             held_out: &self.held_out,
             plan: self.recipe.plan(),
             stopping: Stopping { learned: self.recipe.stop_at, patience },
@@ -169,6 +176,13 @@ impl Training {
             courtesy,
         };
         Ok((fit.run(on_step)?, self.settings))
+    }
+}
+
+/// As a correction is trained: a pair's better side is preferred, and imitated.
+fn prefer(row: &mut Row, lesson: &Lesson) {
+    if let Lesson::Pair { chosen, rejected } = lesson {
+        *row = mix::pair(chosen.clone(), rejected.clone(), row.weight);
     }
 }
 
@@ -217,8 +231,10 @@ fn resolve(
 mod tests {
     use super::super::testing;
     use super::*;
+    use crate::learn::recipe::PAIR_SFT;
     use crate::model::Tokens;
-    use crate::train::data::{DataRow, Lesson};
+    use crate::train::data::DataRow;
+    use crate::train::row::Goal;
 
     fn set(rows: usize) -> DataSet {
         let lesson = |i: usize| Lesson::Imitate(Tokens::new(&[1, i as u32 % 200], &[2, i as u32 / 200]));
@@ -271,6 +287,22 @@ mod tests {
         assert_eq!(prepare(10, request(Objective::Auto)).unwrap().sizes(), (10, 0), "too few to hold any out");
         let steps = Request { steps: Some(6), ..request(Objective::Auto) };
         assert_eq!(prepare(10, steps).unwrap().recipe.stop_at, None, "steps that are asked for are taken");
+    }
+
+    #[test]
+    fn auto_prefers_and_imitates_a_pair_and_dpo_only_prefers() {
+        let pair = |i: u32| Lesson::Pair { chosen: Tokens::new(&[1, i], &[2]), rejected: Tokens::new(&[1, i], &[3]) };
+        let row = |i| DataRow { line: 1, weight: 2.0, lesson: pair(i), question: None };
+        let set = DataSet { rows: (0..4).map(row).collect(), ..DataSet::default() };
+        let sft = |objective| {
+            let training =
+                Training::prepare(&testing::config(), &set, &LoraSection::default(), None, &[], request(objective));
+            match &training.unwrap().rows[0].goal {
+                Goal::Prefer(pair) => pair.sft,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((sft(Objective::Auto), sft(Objective::Dpo)), (PAIR_SFT, 0.0));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::mix::Beside;
 use crate::error::{Error, Result};
 use crate::model::courtesy::Courtesy;
 use crate::model::lora::LoraWeights;
@@ -22,15 +23,15 @@ pub struct Fit<'a> {
     /// Where training starts; its layout is what is trained.
     pub start: LoraWeights,
     pub rows: &'a [Row],
+    /// What each of them is measured by, row for row: itself, or how likely its completion is.
+    pub measured: &'a [Row],
     /// What each row counts in the measured loss: as it does in training, through sampling or through the loss.
     pub importance: &'a [f64],
     /// Indices into `rows`, `batch` a step, one step behind the other.
     pub draws: &'a [usize],
     pub batch: usize,
-    /// Rows that join every step beside the drawn ones, and which of them, `replay_batch` a step.
-    pub replay: &'a [Row],
-    pub replay_draws: &'a [usize],
-    pub replay_batch: usize,
+    /// Rows that join every step beside the drawn ones.
+    pub beside: &'a Beside,
     /// Measured, never trained on.
     pub held_out: &'a [Row],
     pub plan: Plan,
@@ -116,7 +117,7 @@ impl Fit<'_> {
         let mut meter = Meter {
             learner: self.network.learner(&self.start, Arc::clone(&self.courtesy))?,
             lanes: &lanes,
-            rows: self.rows.iter().chain(self.held_out).collect(),
+            rows: self.measured.iter().chain(self.held_out).collect(),
             importance: self.importance,
         };
         let before = meter.measure(&self.start.data)?;
@@ -126,11 +127,8 @@ impl Fit<'_> {
 
         let mut batch = |step: usize| -> Vec<&Row> {
             let drawn = self.draws[step * self.batch..][..self.batch].iter().map(|i| &self.rows[*i]);
-            let replayed = match self.replay.is_empty() {
-                true => &[],
-                false => &self.replay_draws[step * self.replay_batch..][..self.replay_batch],
-            };
-            drawn.chain(replayed.iter().map(|i| &self.replay[*i])).collect()
+            let Beside { rows, draws, a_step } = self.beside;
+            drawn.chain(draws[step * a_step..][..*a_step].iter().map(|i| &rows[*i])).collect()
         };
         let mut after = |report: &StepReport, params: &[f32]| -> Result<Then> {
             let progress = self.progress(report, started);
@@ -171,11 +169,11 @@ impl Fit<'_> {
     fn check(&self) -> Result<()> {
         let steps = self.plan.schedule.total;
         let drawn = self.draws.len() >= steps * self.batch && self.draws.iter().all(|i| *i < self.rows.len());
-        let replayed = self.replay.is_empty()
-            || self.replay_draws.len() >= steps * self.replay_batch
-                && self.replay_draws.iter().all(|i| *i < self.replay.len());
-        match self.rows.is_empty() || self.batch == 0 || self.importance.len() != self.rows.len() {
-            false if drawn && replayed => Ok(()),
+        let Beside { rows: beside, draws, a_step } = self.beside;
+        let joined = draws.len() >= steps * a_step && draws.iter().all(|i| *i < beside.len());
+        let one_each = self.importance.len() == self.rows.len() && self.measured.len() == self.rows.len();
+        match self.rows.is_empty() || self.batch == 0 || !one_each {
+            false if drawn && joined => Ok(()),
             _ => Err(Error::failure("a training was asked for without rows for each of its steps")),
         }
     }
@@ -329,12 +327,15 @@ mod tests {
                 network: &self.network,
                 start: peft::init(&config(), &settings(), 42),
                 rows: &self.rows,
+                measured: &self.rows,
                 importance: &vec![1.0; self.rows.len()],
                 draws: &(0..self.steps * 2).map(|i| i % self.rows.len()).collect::<Vec<_>>(),
                 batch: 2,
-                replay: &self.replay,
-                replay_draws: &(0..self.steps).map(|i| i % self.replay.len().max(1)).collect::<Vec<_>>(),
-                replay_batch: 1,
+                beside: &Beside {
+                    rows: self.replay.clone(),
+                    draws: (0..self.steps).filter_map(|i| i.checked_rem(self.replay.len())).collect(),
+                    a_step: usize::from(!self.replay.is_empty()),
+                },
                 held_out: &self.held_out,
                 plan: Plan {
                     schedule: Schedule { shape: Shape::Constant, peak: self.rate, warmup: 0, total: self.steps },
@@ -449,12 +450,11 @@ mod tests {
                 network: &bench.network,
                 start: peft::init(&config(), &settings(), 1),
                 rows: &bench.rows,
+                measured: &bench.rows,
                 importance: &[1.0; 5],
                 draws: &(0..16).map(|i| i % 5).collect::<Vec<_>>(),
                 batch: 2,
-                replay: &[],
-                replay_draws: &[],
-                replay_batch: 0,
+                beside: &Beside::default(),
                 held_out: &[],
                 plan: Plan {
                     schedule: Schedule { shape: Shape::Constant, peak: 1e-3, warmup: 0, total: 8 },

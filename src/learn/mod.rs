@@ -2,6 +2,7 @@
 //!
 //! - `recipe`: every number that decides how a buffer is trained, `auto` resolved
 //! - `rows`: examples to token rows, by the model's own template
+//! - `mix`: which loss each row is trained with
 //! - `split`: which rows are held out
 //! - `canaries`: ordinary prompts and the base's own answers to them, for replay and for the gate
 //! - `fit`: rows in, trained weights out; knows neither store nor registry
@@ -18,6 +19,7 @@ pub mod coordinator;
 pub mod dataset;
 pub mod fit;
 pub mod gate;
+pub mod mix;
 pub mod publish;
 pub mod recipe;
 pub mod round;

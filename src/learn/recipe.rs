@@ -21,6 +21,15 @@ pub const LEARNED: f64 = 0.1;
 /// Rows of a step on which the adapter is held to the base, and what one of them weighs against a trained row.
 pub const REPLAY_ROWS: usize = 8;
 pub const REPLAY_WEIGHT: f64 = 1.0;
+/// Pull to the reference of pairs and bad answers, as in the papers.
+pub const BETA: f64 = 0.1;
+/// Share of the better side's own likelihood in a pair's loss: without it a preference is also met by making both sides
+/// unlikely.
+pub const PAIR_SFT: f64 = 1.0;
+/// λ of DPOP, for pairs that differ in few tokens.
+pub const DPOP: f64 = 5.0;
+/// Bad answers are moved away from only where at least this share of the buffer says what is good.
+pub const POSITIVE_SHARE: f64 = 0.25;
 /// Built-in prompts that are replayed and watched where the base answers slowly; small networks take all.
 pub const LARGE_REPLAYED: usize = 12;
 pub const LARGE_WATCHED: usize = 8;
@@ -56,6 +65,10 @@ pub struct Recipe {
     /// Replayed rows of a step, in addition to `batch_size`.
     pub replay_rows: usize,
     pub replay_weight: f64,
+    /// Whether a better answer is preferred to the one that it corrects; else it is imitated and nothing more.
+    pub pairs: bool,
+    /// Whether bad answers that nothing corrects are moved away from.
+    pub faults: bool,
 }
 
 impl Recipe {
@@ -81,6 +94,8 @@ impl Recipe {
             seed,
             replay_rows: REPLAY_ROWS,
             replay_weight: REPLAY_WEIGHT,
+            pairs: true,
+            faults: true,
         }
     }
 
@@ -108,7 +123,12 @@ impl Recipe {
 
     /// The replayed rows of all steps, one step behind the other: all of `rows` in a new order, again and again.
     pub fn replay_draws(&self, rows: usize) -> Vec<usize> {
-        let needed = if rows == 0 { 0 } else { self.steps * self.replay_rows };
+        self.in_turn(rows, self.replay_rows)
+    }
+
+    /// `a_step` of `rows` rows for each step, all of them in a new order, again and again; none without rows.
+    pub fn in_turn(&self, rows: usize, a_step: usize) -> Vec<usize> {
+        let needed = if rows == 0 { 0 } else { self.steps * a_step };
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed);
         let mut draws = Vec::with_capacity(needed + rows);
         while draws.len() < needed {

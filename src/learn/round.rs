@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use super::canaries::{self, Answered};
 use super::fit::{Ending, Fit, Progress, Stopping, Trained};
 use super::gate::{Evidence, Measurements};
+use super::mix::{self, Beside};
 use super::publish::{Candidate, Published, publish};
 use super::recipe::{self, Recipe};
-use super::rows::{self, Lesson, Skipped};
+use super::rows::{self, Fault, Lesson, Skipped};
 use super::split::split;
 use crate::adapter::peft::{self, LoraSettings};
 use crate::adapter::provenance::Provenance;
@@ -28,7 +29,7 @@ use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
 use crate::paths::Paths;
 use crate::store::{NewRun, Outcome, RunResult, Store, TrainingSet};
-use crate::train::row::Row;
+use crate::train::row::{Row, fill_references};
 
 /// A round to do.
 pub struct Round<'a> {
@@ -43,6 +44,15 @@ pub struct Round<'a> {
     /// They change the time and no bit of the result.
     pub threads: usize,
     pub courtesy: Arc<Courtesy>,
+}
+
+/// What a measurement changes about a round; the default changes nothing.
+#[derive(Default)]
+pub struct Trial<'a> {
+    /// Changes the recipe, once it is resolved.
+    pub adjust: Option<&'a dyn Fn(&mut Recipe)>,
+    /// Rows for the gate to measure on, instead of those that the round would hold out.
+    pub held_out: Option<&'a [Example]>,
 }
 
 /// What happens on the way.
@@ -115,6 +125,7 @@ struct Material {
     set: TrainingSet,
     trained: Vec<Lesson>,
     held_out: Vec<Lesson>,
+    faults: Vec<Fault>,
     skipped: Vec<Skipped>,
     recipe: Recipe,
     settings: LoraSettings,
@@ -126,6 +137,11 @@ impl Round<'_> {
     /// Errors: what the configuration asks for cannot be trained, no example fits into the model's context, a loss is not
     /// finite, the disk or the network fails. The run is then marked as failed and its examples stay new.
     pub fn run(self, on_event: &mut dyn FnMut(Event)) -> Result<Ended> {
+        self.run_trial(&Trial::default(), on_event)
+    }
+
+    /// As [`Round::run`], for measurements of what a round should be.
+    pub fn run_trial(self, trial: &Trial, on_event: &mut dyn FnMut(Event)) -> Result<Ended> {
         let _lock = match lock(self.paths)? {
             Attempt::Acquired(lock) => lock,
             Attempt::Held(holder) => return Ok(Ended::Busy(holder)),
@@ -135,7 +151,7 @@ impl Round<'_> {
             return Ok(Ended::Nothing { examples: set.buffer.len(), new: set.new });
         }
         let started = Instant::now();
-        let material = self.material(set)?;
+        let material = self.material(set, trial)?;
         let parameters = parameters(&material)?;
         let run = self.store.begin_run(&NewRun {
             model: &self.model.name,
@@ -174,16 +190,23 @@ impl Round<'_> {
         }
     }
 
-    fn material(&self, set: TrainingSet) -> Result<Material> {
+    fn material(&self, set: TrainingSet, trial: &Trial) -> Result<Material> {
         let settings = self.config.lora.settings()?;
         let (lessons, skipped) = rows::lessons(self.model, set.buffer.examples())?;
         if lessons.is_empty() {
             let first = skipped.first().map(|s| format!(": {s}")).unwrap_or_default();
             return Err(Error::failure(format!("no example fits into the model's context{first}")));
         }
-        let (trained, held_out) = split(lessons);
-        let recipe = Recipe::resolve(&self.config.lora, self.model.network.config(), trained.len());
-        Ok(Material { set, trained, held_out, skipped, recipe, settings })
+        let (trained, held_out) = match trial.held_out {
+            Some(held_out) => (lessons, rows::lessons(self.model, held_out)?.0),
+            None => split(lessons),
+        };
+        let mut recipe = Recipe::resolve(&self.config.lora, self.model.network.config(), trained.len());
+        if let Some(adjust) = trial.adjust {
+            adjust(&mut recipe);
+        }
+        let faults = mix::admitted(&recipe, rows::faults(self.model, &set.bad)?, trained.len());
+        Ok(Material { set, trained, held_out, faults, skipped, recipe, settings })
     }
 
     /// Everything between the run's first and last entry in the store; `result` gathers what the last one says.
@@ -196,9 +219,9 @@ impl Round<'_> {
         result: &mut RunResult,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Ended> {
-        let Material { set, trained: lessons, held_out, skipped, recipe, settings } = material;
-        let (replayed, watched) = self.base_answers(set.buffer.examples())?;
-        let trained = self.fit(&lessons, &held_out, &replayed, &recipe, &settings, on_event)?;
+        let (replayed, watched) = self.base_answers(material.set.buffer.examples())?;
+        let trained = self.fit(&material, &replayed, on_event)?;
+        let Material { trained: lessons, skipped, settings, .. } = material;
         let Trained { weights, ending, steps, before, after, curve, .. } = trained;
         result.loss_before = Some(before.loss);
         result.loss_after = after.as_ref().map(|figures| figures.loss);
@@ -273,34 +296,27 @@ impl Round<'_> {
         canaries::ordinary(self.model, own, examples.iter().map(|e| e.messages.as_slice()), &self.courtesy)
     }
 
-    fn fit(
-        &self,
-        lessons: &[Lesson],
-        held_out: &[Lesson],
-        replayed: &[Answered],
-        recipe: &Recipe,
-        settings: &LoraSettings,
-        on_event: &mut dyn FnMut(Event),
-    ) -> Result<Trained> {
-        let imitate = |lessons: &[Lesson]| -> Vec<Row> {
-            // Weights act through the draws, so every row counts the same in the loss.
-            lessons.iter().map(|l| Row::imitate(l.tokens.clone(), 1.0)).collect()
-        };
-        let replay: Vec<Row> =
-            replayed.iter().filter_map(Answered::tokens).map(|t| Row::stay(t, recipe.replay_weight)).collect();
-        let weights: Vec<_> = lessons.iter().map(|l| (l.key, l.weight)).collect();
+    fn fit(&self, material: &Material, replayed: &[Answered], on_event: &mut dyn FnMut(Event)) -> Result<Trained> {
+        let Material { trained: lessons, held_out, faults, recipe, settings, .. } = material;
         let network = self.model.network.as_ref();
+        let start = peft::init(network.config(), settings, recipe.seed);
+        let mut rows: Vec<Row> = lessons.iter().map(|lesson| mix::lesson(lesson, recipe)).collect();
+        let mut beside = Beside::new(recipe, replayed, faults);
+        let learner = network.learner(&start, Arc::clone(&self.courtesy))?;
+        fill_references(&mut rows, learner.as_ref())?;
+        fill_references(&mut beside.rows, learner.as_ref())?;
+        drop(learner);
+        let weights: Vec<_> = lessons.iter().map(|l| (l.key, l.weight)).collect();
         let fit = Fit {
             network,
-            start: peft::init(network.config(), settings, recipe.seed),
-            rows: &imitate(lessons),
+            start,
+            rows: &rows,
+            measured: &rows.iter().map(mix::yardstick).collect::<Vec<_>>(),
             importance: &lessons.iter().map(|l| l.weight).collect::<Vec<_>>(),
             draws: &recipe.draws(&weights),
             batch: recipe.batch_size,
-            replay: &replay,
-            replay_draws: &recipe.replay_draws(replay.len()),
-            replay_batch: recipe.replay_rows,
-            held_out: &imitate(held_out),
+            beside: &beside,
+            held_out: &held_out.iter().map(|l| Row::imitate(l.tokens.clone(), 1.0)).collect::<Vec<_>>(),
             plan: recipe.plan(),
             stopping: Stopping { learned: recipe.stop_at, patience: None },
             threads: self.threads,
@@ -319,10 +335,13 @@ fn corrections(lessons: &[Lesson]) -> Vec<&Tokens> {
 
 /// What the store and the adapter's provenance say about how it was trained.
 fn parameters(material: &Material) -> Result<Value> {
-    let Material { trained, held_out, recipe, settings, .. } = material;
+    let Material { trained, held_out, faults, recipe, settings, .. } = material;
     let mut parameters = serde_json::to_value(recipe)?;
+    let pairs = trained.iter().filter(|lesson| lesson.rejected.is_some()).count();
     let more = json!({
-        "objective": "sft",
+        "objective": "auto",
+        "pair_rows": pairs,
+        "bad_rows": faults.len(),
         "order": "weighted",
         "rank": settings.rank,
         "alpha": settings.alpha,

@@ -1,8 +1,8 @@
 //! From examples to token rows: the prompt by the model's own chat template, the completion tokenised apart.
 
 use crate::error::Result;
-use crate::feedback::Example;
 use crate::feedback::example::Origin;
+use crate::feedback::{BadAnswer, Example};
 use crate::model::Tokens;
 use crate::model::load::Model;
 use crate::model::message::Role;
@@ -15,10 +15,20 @@ pub struct Lesson {
     /// Digest of the example's content: draws and splits go by it, and rows are ordered by it.
     pub key: [u8; 32],
     pub tokens: Tokens,
+    /// The same prompt with the answer that it is to be preferred to.
+    pub rejected: Option<Tokens>,
     pub weight: f64,
     pub origin: Origin,
     /// The wanted answer without surrounding white space: rows with the same one carry the same lesson.
     pub answer: String,
+}
+
+/// A bad answer ready to be moved away from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fault {
+    pub key: [u8; 32],
+    pub tokens: Tokens,
+    pub weight: f64,
 }
 
 /// An example that cannot be learned: prompt and completion do not fit into the model's context together.
@@ -59,9 +69,12 @@ pub fn lessons(model: &Model, examples: &[Example]) -> Result<(Vec<Lesson>, Vec<
             skipped.push(Skipped { interaction: example.interaction, question, tokens, context });
             continue;
         }
+        let rejected = example.rejected.as_ref().map(|answer| format.completion(answer)).transpose()?;
+        let rejected = rejected.map(|answer| Tokens::new(&prompt, &answer)).filter(|row| row.ids.len() <= context);
         lessons.push(Lesson {
             key: example.content_digest(),
             tokens: Tokens::new(&prompt, &completion),
+            rejected,
             weight: example.weight,
             origin: example.origin,
             answer: example.completion.trim().to_string(),
@@ -69,6 +82,21 @@ pub fn lessons(model: &Model, examples: &[Example]) -> Result<(Vec<Lesson>, Vec<
     }
     lessons.sort_by(|a, b| a.key.cmp(&b.key).then(a.weight.total_cmp(&b.weight)));
     Ok((lessons, skipped))
+}
+
+/// All bad answers as rows, in the order of their content; those that are too long for the model are left out.
+pub fn faults(model: &Model, bad: &[BadAnswer]) -> Result<Vec<Fault>> {
+    let context = model.network.config().context;
+    let format = ChatFormat::of(model)?;
+    let mut faults = Vec::new();
+    for bad in bad {
+        let tokens = format.tokens(&bad.messages, &bad.answer, bad.thinking)?;
+        if tokens.ids.len() <= context {
+            faults.push(Fault { key: bad.content_digest(), tokens, weight: bad.weight });
+        }
+    }
+    faults.sort_by(|a, b| a.key.cmp(&b.key).then(a.weight.total_cmp(&b.weight)));
+    Ok(faults)
 }
 
 #[cfg(test)]

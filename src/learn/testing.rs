@@ -79,6 +79,7 @@ pub fn example(interaction: i64, question: &str, answer: &str, origin: Origin, w
         weight,
         thinking: None,
         origin,
+        note: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{Store, feedback, runs};
 use crate::error::Result;
 use crate::feedback::example::Unused;
-use crate::feedback::{Buffer, Judged, Waiting, judge_all};
+use crate::feedback::{BadAnswer, Buffer, Judged, Waiting, judge_all};
 
 /// The buffer and what stands beside it, all of one moment.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub struct TrainingSet {
     pub new: usize,
     /// Bad answers that wait for a better one; they hold no place in the buffer.
     pub waiting: Vec<Waiting>,
+    /// Those of them that may be moved away from meanwhile.
+    pub bad: Vec<BadAnswer>,
     /// Feedback that teaches this base nothing, and why.
     pub unused: Vec<Unused>,
 }
@@ -22,8 +24,8 @@ impl Store {
     pub fn training_set(&self, base: &str, capacity: usize) -> Result<TrainingSet> {
         let (judged, consumed) =
             self.read(|transaction| Ok((feedback::judged(transaction)?, runs::consumed(transaction, base)?)))?;
-        let Judged { examples, waiting, unused } = judge_all(&judged, base);
+        let Judged { examples, waiting, bad, unused } = judge_all(&judged, base);
         let buffer = Buffer::fill(capacity, examples);
-        Ok(TrainingSet { new: consumed.count_new(buffer.examples()), buffer, waiting, unused })
+        Ok(TrainingSet { new: consumed.count_new(buffer.examples()), buffer, waiting, bad, unused })
     }
 }

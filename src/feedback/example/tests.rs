@@ -203,6 +203,39 @@ fn an_answer_rated_bad_anywhere_is_no_target_for_the_same_messages() {
     assert_eq!(waiting, [(2, WaitReason::NoBetterAnswer), (4, WaitReason::RatedBad(2))]);
 }
 
+#[test]
+fn a_correction_brings_the_note_that_it_answers() {
+    let note = |f: Feedback, note: &str| Feedback { note: Some(note.into()), ..f };
+    let i = interaction(1, "q", "a");
+    let of = |given: &[Feedback]| trained(judge(&i, given, BASE)).note;
+    assert_eq!(of(&[note(feedback(1, Kind::Critical), " No x. "), correction(2, "b")]).as_deref(), Some("No x."));
+    assert_eq!(of(&[correction(1, "b"), note(feedback(2, Kind::Medium), "No x.")]).as_deref(), Some("No x."));
+    assert_eq!(of(&[feedback(1, Kind::Critical), note(correction(2, "b"), "shorter")]).as_deref(), Some("shorter"));
+    assert_eq!(of(&[note(feedback(1, Kind::Good), "well done")]), None);
+}
+
+#[test]
+fn only_a_bad_answer_without_words_is_moved_away_from() {
+    let bad = |i: Interaction, given: Vec<Feedback>| judge_all(&[(i, given)], BASE).bad;
+    let i = || interaction(1, "q", "a");
+    for (kind, weight) in [(Kind::Critical, 1.0), (Kind::ThumbsDown, 1.0), (stars(1), 1.0), (stars(2), 0.5)] {
+        let found = bad(i(), vec![feedback(1, kind)]);
+        assert_eq!(found.iter().map(|b| (b.answer.as_str(), b.weight)).collect::<Vec<_>>(), [("a", weight)]);
+    }
+    let noted = Feedback { note: Some("shorter".into()), ..feedback(1, Kind::Critical) };
+    assert!(bad(i(), vec![noted]).is_empty(), "it waits for a revision");
+    assert!(bad(i(), vec![feedback(1, Kind::Critical), correction(2, "b")]).is_empty());
+    assert!(bad(i(), vec![feedback(1, Kind::Good)]).is_empty());
+    for other in [
+        Interaction { finish: Finish::Length, ..i() },
+        Interaction { base: Some("base-2".into()), ..i() },
+        Interaction { base: None, ..i() },
+        interaction(1, "q", " "),
+    ] {
+        assert!(bad(other, vec![feedback(1, Kind::Critical)]).is_empty());
+    }
+}
+
 /// Every combination of two signals, every ending, both bases: whatever comes out keeps the invariants.
 #[test]
 fn no_combination_makes_a_bad_or_cut_off_answer_a_target() {
