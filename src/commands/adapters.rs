@@ -11,14 +11,14 @@ use crate::error::{Error, Result};
 use crate::model::digest::DigestCache;
 use crate::paths::Paths;
 use crate::repl::render_training;
-use crate::repl::{render, render_stats, views};
+use crate::repl::{render, render_stats, terminal, views};
 use crate::text;
 
 pub fn run(ground: &Ground, command: AdaptersCommand) -> Result<()> {
     let paths = &ground.paths;
     let registry = Registry::new(paths.clone());
     match command {
-        AdaptersCommand::List => print(&render_training::adapters(&views::adapters(paths)?)),
+        AdaptersCommand::List => print(&render_training::adapters(&views::adapters(paths)?, terminal::columns())),
         AdaptersCommand::Show { name } => {
             let entry = registry.find(&name)?;
             let live_on = active::bases_of(paths, &name)?;

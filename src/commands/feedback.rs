@@ -11,7 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::feedback::{Interaction, Kind, NewFeedback, Stars, exchange};
 use crate::fsio;
 use crate::paths::Paths;
-use crate::repl::{render, render_stats, views};
+use crate::repl::{render, render_stats, terminal, views};
 use crate::session::record_feedback;
 use crate::store::Store;
 use crate::text;
@@ -19,7 +19,9 @@ use crate::text;
 pub fn run(ground: &Ground, command: FeedbackCommand) -> Result<()> {
     let store = ground.store()?;
     match command {
-        FeedbackCommand::List { limit } => print(&render_stats::feedback_list(&store.feedback_list(limit)?)),
+        FeedbackCommand::List { limit } => {
+            print(&render_stats::feedback_list(&store.feedback_list(limit)?, terminal::columns()))
+        }
         FeedbackCommand::Export { output } => export(&store, output.as_deref()),
         FeedbackCommand::Import { file } => import(ground, &store, &file),
         FeedbackCommand::Critical(rating) => rate(ground, &store, Kind::Critical, &rating),

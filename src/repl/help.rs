@@ -56,7 +56,7 @@ pub const COMMANDS: [Entry; 18] = [
 ];
 
 /// The one line of help at the first start.
-pub const FIRST_RUN: &str = "Ask, then rate the answer: /good, /critical NOTE or /correct TEXT; /help lists all.\n";
+pub const FIRST_RUN: &str = "Ask, then rate the answer: /good, /critical NOTE, /correct TEXT. More: /help\n";
 /// Ctrl-C with nothing to stop.
 pub const HOW_TO_LEAVE: &str = "Ctrl-D or /quit leaves finch.\n";
 

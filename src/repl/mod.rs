@@ -16,6 +16,7 @@ pub mod printer;
 pub mod render;
 pub mod render_stats;
 pub mod render_training;
+pub mod table;
 pub mod terminal;
 pub mod views;
 pub mod wrap;
@@ -128,7 +129,9 @@ impl Repl {
                 let undone = self.session.undo()?;
                 self.say(&render::undone(&views::undone(&undone)))
             }
-            Effect::ListAdapters => self.say(&render_training::adapters(&views::adapters(self.session.paths())?)),
+            Effect::ListAdapters => {
+                self.say(&render_training::adapters(&views::adapters(self.session.paths())?, terminal::columns()))
+            }
             Effect::LoadAdapter { name, force } => {
                 let loaded = self.wait_for_model()?;
                 let config = loaded.model.network.config();

@@ -144,8 +144,8 @@ pub fn buffer(b: &BufferView) -> String {
             out += &format!(
                 "   {:>4.0} %  {weight:>6}  {new:3}  {} → {}\n",
                 row.share * 100.0,
-                quote_in(&row.prompt, 30),
-                quote_in(&row.completion, 40)
+                quote_in(&row.prompt, 20),
+                quote_in(&row.completion, 28) // the row fits into 80 columns
             );
         }
     }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Local, Utc};
 
 use super::render::{count, factor, label, quote};
-use super::render_training::table;
+use super::table::{Layout, table};
 use crate::feedback::exchange::Parsed;
 use crate::feedback::{Feedback, Interaction, Kind};
 use crate::model::message::{Message, Role};
@@ -52,8 +52,8 @@ fn count_u64(n: u64, noun: &str) -> String {
     count(usize::try_from(n).unwrap_or(usize::MAX), noun)
 }
 
-/// The table of `finch feedback list`.
-pub fn feedback_list(list: &[(Feedback, Interaction)]) -> String {
+/// The table of `finch feedback list`; `columns`: of the terminal that it is for.
+pub fn feedback_list(list: &[(Feedback, Interaction)], columns: Option<usize>) -> String {
     if list.is_empty() {
         return "There is no feedback yet.\n".to_string();
     }
@@ -69,7 +69,7 @@ pub fn feedback_list(list: &[(Feedback, Interaction)]) -> String {
             format!("{}{said}", quote_short(question(&interaction.messages))),
         ]);
     }
-    table(&cells, &[0, 3])
+    table(&cells, &Layout { right: &[0, 3], spare: &[3, 1], least: 36 }, columns)
 }
 
 fn quote_short(words: &str) -> String {
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn an_empty_store_has_plain_words() {
         assert_eq!(stats(&Stats::default()), "Answers:   0 answers\nFeedback:  none yet\nTrainings: none yet\n");
-        assert_eq!(feedback_list(&[]), "There is no feedback yet.\n");
+        assert_eq!(feedback_list(&[], None), "There is no feedback yet.\n");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the chat and the commands say about training and adapters: plain figures in, text out (see [`super::render`]).
 
 use super::render::{bytes, count, duration, plain, short_digest};
+use super::table::{Layout, table};
 use crate::fsio::Holder;
 use crate::learn::coordinator::{Phase, Status, Trigger};
 use crate::learn::fit::Progress;
@@ -180,7 +181,8 @@ pub enum AdapterState {
     Broken(String),
 }
 
-pub fn adapters(rows: &[AdapterRow]) -> String {
+/// `columns`: of the terminal that it is for.
+pub fn adapters(rows: &[AdapterRow], columns: Option<usize>) -> String {
     if rows.is_empty() {
         return "There are no adapters yet; they come from training (/train or `finch train`).\n".to_string();
     }
@@ -203,29 +205,8 @@ pub fn adapters(rows: &[AdapterRow]) -> String {
             },
         ]);
     }
-    table(&cells, &[3, 4, 6])
-}
-
-/// Columns aligned by their display width, two spaces between; `right`: the columns set flush right.
-pub fn table<const N: usize>(cells: &[[String; N]], right: &[usize]) -> String {
-    let mut widths = [0; N];
-    for row in cells {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(text::width(cell));
-        }
-    }
-    let mut out = String::new();
-    for row in cells {
-        let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
-            let pad = " ".repeat(width - text::width(cell));
-            let (before, after) = if right.contains(&column) { (pad, String::new()) } else { (String::new(), pad) };
-            line += &format!("{before}{cell}{after}  ");
-        }
-        out += line.trim_end();
-        out.push('\n');
-    }
-    out
+    let layout = Layout { right: &[3, 4, 6], spare: &[2, 6, 3, 1, 4], least: 20 };
+    table(&cells, &layout, columns)
 }
 
 #[cfg(test)]
@@ -348,7 +329,8 @@ mod tests {
         };
         let mut foreign = row("héllo", AdapterState::Broken("no\x1b[1m lora_B".into()));
         (foreign.rank, foreign.examples, foreign.loss) = (None, None, None);
-        let shown = adapters(&[row("lora_adapter_20260206_143025", AdapterState::Live), foreign]);
+        let rows = [row("lora_adapter_20260206_143025", AdapterState::Live), foreign];
+        let shown = adapters(&rows, None);
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(
             lines,
@@ -358,7 +340,10 @@ mod tests {
                 "héllo                         2026-02-06 14:30  01234567     –         –  –            3.4 MB  broken: no lora_B",
             ]
         );
-        assert!(adapters(&[]).contains("no adapters yet"));
+        let narrow = adapters(&rows, Some(80));
+        assert_eq!(narrow.lines().next(), Some("name                          examples  loss"), "{narrow}");
+        assert!(narrow.lines().nth(1).is_some_and(|line| line.ends_with("2.31 → 0.85  live")), "{narrow}");
+        assert!(adapters(&[], None).contains("no adapters yet"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! back. Pure; the text is safe for a terminal already.
 //!
 //! Fenced code passes as it is, and so does a word that is longer than a row: the terminal breaks those itself. A
-//! continued row is indented like its line, behind the mark of a list.
+//! continued row is indented like its line, behind the mark of a list; in finch's own lines also behind the first columns.
 
 use unicode_width::UnicodeWidthChar;
 
@@ -18,6 +18,8 @@ pub struct Wrap {
     column: usize,
     /// Where the rows begin that continue this line.
     indent: usize,
+    /// Several blanks end a column, and rows continue behind it: finch aligns its lines so, models do not.
+    aligned: bool,
     /// A word stands on this row.
     begun: bool,
     /// Between the last word and the one that is held.
@@ -31,9 +33,9 @@ pub struct Wrap {
     fence: Option<String>,
 }
 
-/// The whole of a text, in rows of at most `columns`.
+/// The whole of a text of finch's own making, in rows of at most `columns`.
 pub fn wrapped(text: &str, columns: usize) -> String {
-    let mut wrap = Wrap::default();
+    let mut wrap = Wrap { aligned: true, ..Wrap::default() };
     wrap.push(text, columns) + &wrap.finish(columns)
 }
 
@@ -67,7 +69,7 @@ impl Wrap {
                     Some(open) if open != self.head => Some(open),
                     _ => None,
                 };
-                *self = Wrap { fence, ..Wrap::default() };
+                *self = Wrap { fence, aligned: self.aligned, ..Wrap::default() };
             }
             _ if self.fence.is_some() => out.push(c),
             ' ' | '\t' => {
@@ -102,19 +104,24 @@ impl Wrap {
             '\t' => (column / TAB + 1) * TAB,
             _ => column + 1,
         });
+        let text_starts = match self.begun {
+            false if is_list_mark(&self.word) => start + wide + 1,
+            false => start,
+            true if self.aligned && self.blanks.len() > 1 => start,
+            true => self.indent,
+        };
         if self.begun && start + wide > columns {
-            let indent = if self.indent <= columns / 2 { self.indent } else { 0 };
             out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent));
-            self.column = indent;
+            out.extend(std::iter::repeat_n(' ', self.indent));
+            self.column = self.indent;
         } else {
             out.push_str(&self.blanks);
             self.column = start;
+            if text_starts <= columns / 2 {
+                self.indent = text_starts; // else too little room would be left
+            }
         }
-        if !self.begun {
-            self.begun = true;
-            self.indent = if is_list_mark(&self.word) { start + wide + 1 } else { start };
-        }
+        self.begun = true;
         if self.column + wide <= columns {
             self.column += wide;
         } else {
@@ -163,7 +170,8 @@ mod tests {
 
     /// The rows of `text`, given whole; in single characters it must come out the same.
     fn rows(text: &str, columns: usize) -> Vec<String> {
-        let whole = wrapped(text, columns);
+        let mut wrap = Wrap::default();
+        let whole = wrap.push(text, columns) + &wrap.finish(columns);
         let mut wrap = Wrap::default();
         let mut pieces: String =
             text.chars().map(|c| wrap.push(c.encode_utf8(&mut [0; 4]), columns)).collect::<Vec<_>>().concat();
@@ -189,6 +197,16 @@ mod tests {
         assert_eq!(rows("  12. one two", 10), ["  12. one", "two"], "an indent of more than half the row is none");
         assert_eq!(rows("   one two three", 12), ["   one two", "   three"]);
         assert_eq!(rows("* one two\nthree four", 6), ["* one", "  two", "three", "four"]);
+    }
+
+    #[test]
+    fn aligned_lines_continue_in_their_last_column() {
+        let line = "  /up     thumbs up, as said";
+        assert_eq!(wrapped(line, 22), "  /up     thumbs up,\n          as said");
+        assert_eq!(wrapped(line, 18), "  /up     thumbs\n  up, as said", "there is no room for a column");
+        let mut wrap = Wrap::default();
+        let streamed = wrap.push("One.  Two three four", 12) + &wrap.finish(12);
+        assert_eq!(streamed, "One.  Two\nthree four", "models put two blanks between sentences");
     }
 
     #[test]
