@@ -75,6 +75,11 @@ impl Decoders {
         Ok((Slot { adapter: digest.map(str::to_owned), decoder, tokens: Vec::new() }, 0))
     }
 
+    /// Forgets all of them.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+    }
+
     pub fn put_back(&mut self, slot: Slot) {
         self.slots.push_back(slot);
     }

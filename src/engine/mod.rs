@@ -3,6 +3,9 @@
 //! An [`Engine`] answers one request after another. It knows token ids only: no text, no templates, no store. What it keeps
 //! between requests are decoders (KV caches), one an adapter, so that a turn prefills from the first token that differs
 //! from the turn before, and an adapter swap costs neither the base weights nor, on the way back, a second prefill.
+//!
+//! The chat comes first: what is written between its turns ([`Engine::generate_aside`]) has a cache of its own and ends as
+//! soon as a turn waits.
 
 mod decoders;
 mod worker;
@@ -13,7 +16,7 @@ pub(crate) mod mock;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -59,6 +62,8 @@ pub enum Reason {
     Length,
     /// The caller cancelled it or stopped listening.
     Cancelled,
+    /// A turn of the chat waits, and this was written aside: ask again, and it runs after that turn.
+    Yielded,
 }
 
 /// What a finished generation did.
@@ -113,6 +118,8 @@ struct Job {
     request: Request,
     cancel: CancelFlag,
     events: Sender<Event>,
+    /// Not a turn of the chat.
+    aside: bool,
     /// From the asking to the end of the answer, so that a training steps aside at once.
     answering: Answering,
 }
@@ -122,6 +129,8 @@ pub struct Engine {
     jobs: Sender<Job>,
     network: Arc<dyn Network>,
     gate: Arc<ChatGate>,
+    /// Turns of the chat that were asked for and not begun.
+    turns: Arc<AtomicUsize>,
     shutdown: CancelFlag,
 }
 
@@ -131,18 +140,31 @@ impl Engine {
         let (jobs, inbox) = channel();
         let shutdown = CancelFlag::new();
         let (theirs, flag) = (Arc::clone(&network), shutdown.clone());
+        let turns = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::clone(&turns);
         thread::Builder::new()
             .name("engine".into())
-            .spawn(move || worker::run(theirs, &inbox, &flag))
+            .spawn(move || worker::run(theirs, &inbox, &waiting, &flag))
             .context("cannot start the thread that runs the model")?;
-        Ok(Engine { jobs, network, gate: Arc::default(), shutdown })
+        Ok(Engine { jobs, network, gate: Arc::default(), turns, shutdown })
     }
 
     /// Queues a request. The last event received is `Done` or `Failed`; dropping the receiver cancels.
     pub fn generate(&self, request: Request, cancel: CancelFlag) -> Receiver<Event> {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+        self.queue(request, cancel, false)
+    }
+
+    /// As [`Engine::generate`], for what is not a turn of the chat: it leaves the chat's cache alone, and ends with
+    /// [`Reason::Yielded`] within a token when a turn waits.
+    pub fn generate_aside(&self, request: Request, cancel: CancelFlag) -> Receiver<Event> {
+        self.queue(request, cancel, true)
+    }
+
+    fn queue(&self, request: Request, cancel: CancelFlag, aside: bool) -> Receiver<Event> {
         let (events, receiver) = channel();
         let answering = self.gate.answering();
-        if let Err(refused) = self.jobs.send(Job { request, cancel, events, answering }) {
+        if let Err(refused) = self.jobs.send(Job { request, cancel, events, aside, answering }) {
             let stopped = Error::failure("the thread that runs the model has stopped").hint("restart finch");
             let _ = refused.0.events.send(Event::Failed(stopped)); // the receiver is still in our hands
         }

@@ -357,6 +357,49 @@ fn requests_are_answered_in_order() {
 }
 
 #[test]
+fn what_is_written_aside_leaves_the_chats_cache_alone() {
+    let network = mock();
+    let engine = engine(&network);
+    ask(&engine, request(&[1, 2, 3], 2));
+    let aside = collect(&engine.generate_aside(request(&[7, 8], 3), CancelFlag::new()));
+    assert_eq!(tokens(&aside), expected(&[7, 8], 3, None));
+    let again = collect(&engine.generate_aside(request(&[7, 8], 3), CancelFlag::new()));
+    assert_eq!(finished(&again).reused_tokens, 1, "one aside shares its prompt with the next");
+    let turn: Vec<u32> = [1, 2, 3].into_iter().chain(expected(&[1, 2, 3], 2, None)).chain([5]).collect();
+    assert!(finished(&ask(&engine, request(&turn, 1))).reused_tokens >= 4, "the turn before is still in the cache");
+    let after = collect(&engine.generate_aside(request(&[7, 8], 3), CancelFlag::new()));
+    assert_eq!(finished(&after).reused_tokens, 0, "a turn of the chat takes the memory back");
+}
+
+#[test]
+fn a_turn_of_the_chat_goes_before_what_is_written_aside() {
+    let (go, gate) = std::sync::mpsc::channel();
+    let (arrived, begun) = std::sync::mpsc::channel();
+    let ends = std::sync::Mutex::new((arrived, gate));
+    let network = MockNetwork::new(VOCAB, 1000, move |tokens, _| {
+        if tokens[0] == 9 && tokens.len() == 4 {
+            let (arrived, gate) = &*ends.lock().unwrap();
+            arrived.send(()).unwrap();
+            gate.recv().unwrap(); // the aside holds here until the turn is asked for
+        }
+        Ok(hash(tokens, None))
+    });
+    let engine = engine(&network);
+    let aside = engine.generate_aside(request(&[9], 50), CancelFlag::new());
+    begun.recv().unwrap();
+    let second = engine.generate_aside(request(&[8], 5), CancelFlag::new());
+    let turn = engine.generate(request(&[1, 2], 4), CancelFlag::new());
+    go.send(()).unwrap();
+    let aside = collect(&aside);
+    assert_eq!((finished(&aside).reason, tokens(&aside).len()), (Reason::Yielded, 3));
+    let second = collect(&second);
+    assert_eq!((finished(&second).reason, tokens(&second).len()), (Reason::Yielded, 0), "the turn still waits");
+    assert_eq!(tokens(&collect(&turn)).len(), 4);
+    let again = collect(&engine.generate_aside(request(&[8], 5), CancelFlag::new()));
+    assert_eq!(finished(&again).reason, Reason::Length, "nothing waits any more");
+}
+
+#[test]
 fn the_same_seed_samples_the_same_tokens() {
     let network = mock();
     let engine = engine(&network);

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
@@ -12,14 +13,21 @@ use crate::model::Network;
 use crate::model::config::ModelConfig;
 use crate::model::sampling::Sampler;
 
-/// Serves jobs until every sender is gone.
-pub(super) fn run(network: Arc<dyn Network>, jobs: &Receiver<Job>, shutdown: &CancelFlag) {
+/// Serves jobs until every sender is gone; `turns` counts those of the chat that wait.
+pub(super) fn run(network: Arc<dyn Network>, jobs: &Receiver<Job>, turns: &AtomicUsize, shutdown: &CancelFlag) {
     let config = network.config().clone();
-    let mut decoders = Decoders::new(network);
-    for Job { request, cancel, events, answering } in jobs {
-        let caller = Caller { events: &events, cancel: &cancel, shutdown };
+    let mut decoders = Decoders::new(Arc::clone(&network));
+    // What is written aside shares prompts with what is written aside after it; a turn of the chat ends that.
+    let mut aside = Decoders::new(network);
+    for Job { request, cancel, events, aside: is_aside, answering } in jobs {
+        if !is_aside {
+            turns.fetch_sub(1, Ordering::SeqCst);
+            aside.clear();
+        }
+        let decoders = if is_aside { &mut aside } else { &mut decoders };
+        let caller = Caller { events: &events, cancel: &cancel, shutdown, turns: is_aside.then_some(turns) };
         // The decoder in use is owned by the closure, so a panic drops it and nothing half-done stays behind.
-        let outcome = catch_unwind(AssertUnwindSafe(|| answer(&config, &mut decoders, &request, &caller)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| answer(&config, decoders, &request, &caller)));
         drop(answering); // before the last event: whoever has seen it may count on the gate being open
         let last = match outcome {
             Ok(Ok(finished)) => Event::Done(finished),
@@ -38,11 +46,17 @@ struct Caller<'a> {
     events: &'a Sender<Event>,
     cancel: &'a CancelFlag,
     shutdown: &'a CancelFlag,
+    /// The turns of the chat that this job gives way to; `None`: it is one.
+    turns: Option<&'a AtomicUsize>,
 }
 
 impl Caller<'_> {
-    fn gone(&self) -> bool {
-        self.cancel.is_cancelled() || self.shutdown.is_cancelled()
+    /// Why to stop now, if there is a reason.
+    fn stops(&self) -> Option<Reason> {
+        if self.cancel.is_cancelled() || self.shutdown.is_cancelled() {
+            return Some(Reason::Cancelled);
+        }
+        self.turns.filter(|turns| turns.load(Ordering::SeqCst) > 0).map(|_| Reason::Yielded)
     }
 
     /// False when nobody listens any more.
@@ -62,17 +76,20 @@ fn answer(config: &ModelConfig, decoders: &mut Decoders, request: &Request, call
         prefill_s: 0.0,
         decode_s: 0.0,
     };
-    if caller.gone() {
-        return Ok(finished);
+    if let Some(reason) = caller.stops() {
+        return Ok(Finished { reason, ..finished });
     }
     let (mut slot, reused) = decoders.take(request.adapter.as_deref(), &request.ids)?;
     finished.reused_tokens = reused;
-    let logits = prefill(&mut slot, request, reused, caller)?;
+    let prefilled = prefill(&mut slot, request, reused, caller)?;
     finished.prefill_s = start.elapsed().as_secs_f64();
-    if let Some(logits) = logits {
-        let start = Instant::now();
-        finished.reason = decode(&mut slot, request, logits, config.context, caller, &mut finished.generated)?;
-        finished.decode_s = start.elapsed().as_secs_f64();
+    match prefilled {
+        Ok(logits) => {
+            let start = Instant::now();
+            finished.reason = decode(&mut slot, request, logits, config.context, caller, &mut finished.generated)?;
+            finished.decode_s = start.elapsed().as_secs_f64();
+        }
+        Err(reason) => finished.reason = reason,
     }
     decoders.put_back(slot);
     Ok(finished)
@@ -97,20 +114,26 @@ fn check(config: &ModelConfig, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Brings the rest of the prompt into the cache; the logits after it, or `None` when cancelled on the way.
-fn prefill(slot: &mut Slot, request: &Request, reused: usize, caller: &Caller) -> Result<Option<Vec<f32>>> {
+/// Brings the rest of the prompt into the cache; the logits after it, or why it stopped on the way.
+fn prefill(
+    slot: &mut Slot,
+    request: &Request,
+    reused: usize,
+    caller: &Caller,
+) -> Result<std::result::Result<Vec<f32>, Reason>> {
     let total = request.ids.len();
     let progress = |done| caller.tell(Event::Prefill { done, total, reused });
     let mut listening = progress(reused);
     let mut logits = None;
     for chunk in request.ids[reused..].chunks(PREFILL_CHUNK) {
-        if !listening || caller.gone() {
-            return Ok(None);
+        let stops = if listening { caller.stops() } else { Some(Reason::Cancelled) };
+        if let Some(reason) = stops {
+            return Ok(Err(reason));
         }
         logits = Some(slot.forward(chunk)?);
         listening = progress(slot.tokens().len());
     }
-    Ok(logits.filter(|_| listening))
+    Ok(logits.filter(|_| listening).ok_or(Reason::Cancelled))
 }
 
 /// Samples, tells, appends, until a stop id, a limit or a cancellation; counts what it told in `generated`.
@@ -125,8 +148,8 @@ fn decode(
     let limit = request.max_tokens.min(context - request.ids.len()); // `check` left room
     let mut sampler = Sampler::new(request.sampling.clone());
     loop {
-        if caller.gone() {
-            return Ok(Reason::Cancelled);
+        if let Some(reason) = caller.stops() {
+            return Ok(reason);
         }
         if *generated >= limit {
             return Ok(Reason::Length);
@@ -139,7 +162,7 @@ fn decode(
             return Ok(Reason::Cancelled);
         }
         *generated += 1;
-        if *generated < limit && !caller.gone() {
+        if *generated < limit && caller.stops().is_none() {
             logits = slot.forward(&[token])?;
         }
     }
