@@ -5,8 +5,8 @@
 //!   elsewhere. Without a better answer it waits; where no word says what would have been better, it is also one to move
 //!   away from ([`BadAnswer`]).
 //! - A cut-off answer is never a target, and never the rejected side either: the model did not choose to end there.
-//! - A model's own answer is a target for the base that gave it only. What the user typed holds for every base, and so
-//!   does an imported answer that names no base.
+//! - A model's own answer, a revision or a second answer included, is a target for the base that gave it only. What the
+//!   user typed holds for every base, and so does an imported answer that names no base.
 //! - Implicit signals and three stars teach nothing.
 
 use std::collections::HashMap;
@@ -140,7 +140,7 @@ pub enum UnusedReason {
     Empty,
     /// Praise for an answer that was interrupted or ran out of tokens.
     CutOff,
-    /// Praise for an answer of another base model.
+    /// The answer to learn is another base model's.
     OtherBase,
     /// Praise for an answer that was rated bad in this interaction.
     RatedBad(i64),
@@ -186,7 +186,8 @@ pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Ve
     let whole = interaction.finish == Finish::Stop;
     let empty = interaction.response.trim().is_empty();
 
-    if let Some((given, text)) = standing.correction {
+    let of_base = |given: &Feedback| given.written_by().is_none_or(|wrote| wrote == base);
+    if let Some((given, text)) = standing.correction.filter(|(given, _)| of_base(given)) {
         if !same_text(text, &interaction.response) {
             let rejected = (standing.bad() && of_this_base && whole && !empty).then_some(interaction.response.as_str());
             let weight = standing.correction_weight(given);
@@ -209,6 +210,7 @@ pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Ve
                 example(&interaction.response, None, given.weight, Origin::Praise, None)
             }
         }
+        _ if standing.correction.is_some_and(|(given, _)| !of_base(given)) => nothing(UnusedReason::OtherBase),
         _ => nothing(UnusedReason::Neutral),
     }
 }
@@ -286,7 +288,7 @@ fn answer_digest(messages: &[Message], answer: &str) -> [u8; 32] {
 }
 
 /// Surrounding white space does not make an answer another one.
-fn same_text(a: &str, b: &str) -> bool {
+pub fn same_text(a: &str, b: &str) -> bool {
     a.trim() == b.trim()
 }
 

@@ -11,8 +11,10 @@ pub mod exchange;
 pub mod kind;
 pub mod lesson;
 pub mod record;
+pub mod revision;
+pub mod rule;
 
 pub use buffer::Buffer;
 pub use example::{BadAnswer, Example, Judged, Verdict, Waiting, judge, judge_all};
 pub use kind::{FeedbackConfig, Kind, Stars};
-pub use record::{Feedback, Finish, Interaction, NewFeedback, NewInteraction};
+pub use record::{Feedback, Finish, Interaction, NewFeedback, NewInteraction, Source};

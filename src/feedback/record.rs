@@ -148,6 +148,43 @@ pub struct Feedback {
     pub metadata: Value,
 }
 
+impl Feedback {
+    /// Where a correction came from; `None`: typed as one.
+    pub fn source(&self) -> Option<Source> {
+        Source::from_name(self.metadata.get("source")?.as_str()?)
+    }
+
+    /// Digest of the weights that wrote the better answer; `None`: a person did.
+    pub fn written_by(&self) -> Option<&str> {
+        self.metadata.get("base")?.as_str()
+    }
+}
+
+/// Where a better answer came from, when it was not typed as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The answer, edited.
+    Fix,
+    /// A second answer to the same question, which was praised.
+    Retry,
+    /// Made from the note of a bad rating.
+    Revision,
+}
+
+impl Source {
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Fix => "fix",
+            Source::Retry => "retry",
+            Source::Revision => "revision",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Source> {
+        [Source::Fix, Source::Retry, Source::Revision].into_iter().find(|source| source.name() == name)
+    }
+}
+
 /// A signal to be stored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewFeedback {
@@ -177,6 +214,15 @@ impl NewFeedback {
     /// The better answer, typed by the user.
     pub fn correction(text: impl Into<String>, config: &FeedbackConfig) -> NewFeedback {
         NewFeedback { corrected: Some(text.into()), ..NewFeedback::new(Kind::Correction, config) }
+    }
+
+    /// Notes where the better answer came from, and the digest of the weights that wrote it (`None`: a person did).
+    pub fn from_source(mut self, source: Source, written_by: Option<&str>) -> NewFeedback {
+        self.metadata["source"] = source.name().into();
+        if let Some(base) = written_by {
+            self.metadata["base"] = base.into();
+        }
+        self
     }
 
     pub fn with_note(mut self, note: impl Into<String>) -> NewFeedback {

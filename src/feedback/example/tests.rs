@@ -296,3 +296,20 @@ fn a_stamp_changes_with_lesson_and_weight_only() {
     let thinking = Example { thinking: Some(true), ..praised.clone() };
     assert_ne!(thinking.content_digest(), praised.content_digest());
 }
+
+#[test]
+fn a_better_answer_that_a_model_wrote_holds_for_its_base_only() {
+    let asked = interaction(1, "q", "bad");
+    let written = |base: &str| {
+        let mut better = correction(2, "good");
+        better.metadata = json!({"source": "revision", "base": base});
+        better
+    };
+    let noted = Feedback { note: Some("do".into()), ..feedback(1, Kind::Critical) };
+    let own = trained(judge(&asked, &[noted.clone(), written(BASE)], BASE));
+    assert_eq!((own.completion.as_str(), own.rejected.as_deref()), ("good", Some("bad")));
+    let other = judge(&asked, &[noted, written("base-2")], BASE);
+    assert!(matches!(&other, Verdict::Waiting(w) if w.reason == WaitReason::NoBetterAnswer), "{other:?}");
+    let unrated = judge(&asked, &[written("base-2")], BASE);
+    assert!(matches!(&unrated, Verdict::Nothing(u) if u.reason == UnusedReason::OtherBase), "{unrated:?}");
+}
