@@ -4,10 +4,12 @@
 //! Nothing here prints: answers and notices go to the caller as events, ratings come back as figures.
 
 mod adapters;
+mod again;
 mod answer;
 mod host;
 mod prompt;
 mod rate;
+mod revise;
 mod sampling;
 mod thoughts;
 
@@ -20,8 +22,10 @@ use chrono::Local;
 use serde_json::json;
 
 pub use adapters::AdapterNotice;
+pub use again::Again;
 pub use host::{Fallback, Fault, Loaded, ModelHost, ModelState};
 pub use rate::{Acknowledgement, BufferCounts, Undone, record_feedback};
+pub use revise::{Revised, Reviser, Stage};
 pub use sampling::choose as choose_sampling;
 
 use crate::config::Config;
@@ -33,6 +37,7 @@ use crate::model::sampling::Sampling;
 use crate::paths::Paths;
 use crate::store::Store;
 use adapters::AdapterWatch;
+use again::Retry;
 use answer::{Answer, Piece};
 
 /// What a caller may set for a conversation beside the configuration.
@@ -164,6 +169,17 @@ impl Session {
         &self.history
     }
 
+    /// What makes better answers out of notes beside this conversation.
+    pub fn reviser(&self) -> Reviser {
+        Reviser {
+            store: Arc::clone(&self.store),
+            paths: self.paths.clone(),
+            config: self.config.clone(),
+            host: Arc::clone(&self.host),
+            session: self.id.clone(),
+        }
+    }
+
     /// Name of the adapter that gave the last answer.
     pub fn adapter(&self) -> Option<&str> {
         self.adapters.live()
@@ -179,6 +195,16 @@ impl Session {
         cancel: &CancelFlag,
         on_event: &mut dyn FnMut(AskEvent),
     ) -> Result<Interaction> {
+        self.answer(question, None, cancel, on_event)
+    }
+
+    fn answer(
+        &mut self,
+        question: &str,
+        retry: Option<Retry>,
+        cancel: &CancelFlag,
+        on_event: &mut dyn FnMut(AskEvent),
+    ) -> Result<Interaction> {
         let loaded = self.wait_for_model(cancel, on_event)?;
         let (adapter, notice) = self.adapters.refresh(&self.paths, &loaded.model);
         if let Some(notice) = notice {
@@ -186,7 +212,10 @@ impl Session {
         }
         let thinking = self.options.thinking.or_else(|| loaded.model.default_thinking());
         let messages = self.messages(question);
-        let prompt = prompt::encode(&loaded.model, &messages, thinking)?;
+        let prompt = match &retry {
+            Some(retry) => prompt::encode(&loaded.model, &retry.hinted(&messages), thinking)?,
+            None => prompt::encode(&loaded.model, &messages, thinking)?,
+        };
         let sampling = self.sampling(&loaded, thinking == Some(true) || prompt.inside_thought);
         let adapter_name = adapter.as_ref().map(|a| a.name.clone());
         let request = Request {
@@ -209,6 +238,9 @@ impl Session {
         };
         let Answer { text, thought, .. } = answer;
         let mut metadata = json!({});
+        if let Some(retry) = &retry {
+            retry.note(&mut metadata);
+        }
         if !thought.is_empty() {
             metadata["thought"] = json!(thought);
         }
@@ -308,7 +340,7 @@ fn finish(reason: Reason) -> Finish {
     match reason {
         Reason::Stop => Finish::Stop,
         Reason::Length => Finish::Length,
-        Reason::Cancelled => Finish::Interrupted,
+        Reason::Cancelled | Reason::Yielded => Finish::Interrupted,
     }
 }
 

@@ -1,8 +1,10 @@
 //! Rating the last answer: on disk first, acknowledged afterwards, with figures read back from the store.
 
-use super::{Last, ModelState, Session};
+use super::{Last, ModelState, Session, again};
 use crate::error::{Error, Result};
-use crate::feedback::{Buffer, Feedback, FeedbackConfig, Interaction, Judged, Kind, NewFeedback, Verdict, judge_all};
+use crate::feedback::{
+    Buffer, Feedback, FeedbackConfig, Interaction, Judged, Kind, NewFeedback, Source, Verdict, judge_all,
+};
 use crate::store::{self, Recorded, Store};
 
 /// What the user is told about feedback that is on disk now.
@@ -15,6 +17,8 @@ pub struct Acknowledgement {
     pub earlier_session: bool,
     /// What this feedback put out of force.
     pub replaced: Vec<Feedback>,
+    /// It praises a second answer, which was recorded as better than the first: that correction.
+    pub preferred: Option<Feedback>,
     /// What training can make of the answer now; `None` for signals that are only observed.
     pub verdict: Option<Verdict>,
     pub buffer: BufferCounts,
@@ -52,12 +56,18 @@ pub fn record_feedback(
     interaction: Interaction,
     new: NewFeedback,
 ) -> Result<Acknowledgement> {
-    let Recorded { feedback, replaced } = store.add_feedback(interaction.id, new)?;
+    let (Recorded { feedback, replaced }, preferred) = match again::preferred(store, rules, &interaction, &new)? {
+        Some(first) => {
+            let (given, implied) = store.add_feedback_with(interaction.id, new, first)?;
+            (given, Some(implied.feedback))
+        }
+        None => (store.add_feedback(interaction.id, new)?, None),
+    };
     let base = base.or(interaction.base.as_deref()).unwrap_or_default();
     let judged = judge_all(&store.judged()?, base);
     let verdict = verdict_on(interaction.id, &judged);
     let buffer = BufferCounts::of(judged, rules);
-    Ok(Acknowledgement { feedback, interaction, earlier_session: false, replaced, verdict, buffer })
+    Ok(Acknowledgement { feedback, interaction, earlier_session: false, replaced, preferred, verdict, buffer })
 }
 
 /// What the rules made of one interaction; `None`: nothing is in force on it.
@@ -92,6 +102,20 @@ impl Session {
         self.give(NewFeedback::correction(text, &self.rules()))
     }
 
+    /// The last answer for editing: as it was corrected, else as it was given.
+    pub fn fixable(&self) -> Result<(Interaction, String)> {
+        let (interaction, _) = self.last_answer("fix")?;
+        let in_force = self.store().feedback_on(interaction.id)?;
+        let corrected = in_force.into_iter().rev().find_map(|f| f.corrected);
+        let text = corrected.unwrap_or_else(|| interaction.response.clone());
+        Ok((interaction, text))
+    }
+
+    /// Records the last answer as the user edited it.
+    pub fn fix(&mut self, text: &str) -> Result<Acknowledgement> {
+        self.give(NewFeedback::correction(text, &self.rules()).from_source(Source::Fix, None))
+    }
+
     /// Takes back the last feedback: of this session, else, while this one has given none, of those before.
     pub fn undo(&mut self) -> Result<Undone> {
         let mut undone = self.store().undo_last(Some(self.id()))?;
@@ -116,7 +140,7 @@ impl Session {
     }
 
     fn give(&mut self, new: NewFeedback) -> Result<Acknowledgement> {
-        let (interaction, earlier_session) = self.last_answer()?;
+        let (interaction, earlier_session) = self.last_answer("rate")?;
         let new = new.in_session(self.id());
         let mut given = record_feedback(self.store(), &self.rules(), self.base().as_deref(), interaction, new)?;
         given.earlier_session = earlier_session;
@@ -124,17 +148,17 @@ impl Session {
         Ok(given)
     }
 
-    /// The answer that feedback is about, and whether it is an earlier session's.
-    fn last_answer(&self) -> Result<(Interaction, bool)> {
+    /// The answer that the user means, and whether it is an earlier session's; `what` is to be done with it, in a verb.
+    pub(super) fn last_answer(&self, what: &str) -> Result<(Interaction, bool)> {
         let found = match self.last {
             Last::Recorded(id) => self.store().interaction(id)?.map(|i| (i, false)),
             Last::Nothing => self.store().last_interaction(None)?.map(|i| (i, true)),
             Last::Lost => {
-                return Err(Error::failure("the last answer could not be stored, so it cannot be rated")
+                return Err(Error::failure(format!("the last answer could not be stored, so there is none to {what}"))
                     .hint("ask again; `finch config path` shows where the data lies"));
             }
         };
-        found.ok_or_else(|| Error::failure("there is no answer to rate yet").hint("ask something first"))
+        found.ok_or_else(|| Error::failure(format!("there is no answer to {what} yet")).hint("ask something first"))
     }
 
     /// Digest of the loaded model; `None` while it is loading or failed.

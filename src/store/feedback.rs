@@ -7,15 +7,21 @@
 //!   an answer that was corrected is not the good one.
 //! - An implicit signal replaces nothing.
 //!
-//! Undoing feedback puts back in force what it had replaced.
+//! Undoing feedback puts back in force what it had replaced. What was given in one breath ([`Store::add_feedback_with`]) is
+//! taken back in one.
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Transaction, params};
+use serde_json::Value;
 
 use super::rows::{self, FEEDBACK, INTERACTION, INTERACTION_COLUMNS};
 use super::{Step, Store, interactions};
 use crate::error::{Error, Result};
+use crate::feedback::revision::{PROPOSAL, Proposal};
 use crate::feedback::{Feedback, Interaction, Kind, NewFeedback};
+
+/// Where the metadata of implied feedback names the one that it follows from.
+const IMPLIED_BY: &str = "implied_by";
 
 /// Feedback that is now on disk.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +52,39 @@ impl Store {
         })
     }
 
+    /// As [`Store::add_feedback`], with `implied`, feedback on another interaction that follows from it: both or neither is on
+    /// disk, and undoing takes back both.
+    pub fn add_feedback_with(
+        &self,
+        interaction: i64,
+        new: NewFeedback,
+        implied: (i64, NewFeedback),
+    ) -> Result<(Recorded, Recorded)> {
+        self.write(|transaction| {
+            let (other, mut implied) = implied;
+            interactions::expect(transaction, interaction)?;
+            interactions::expect(transaction, other)?;
+            let given = insert(transaction, interaction, new, rows::now())?;
+            implied.metadata[IMPLIED_BY] = given.feedback.id.into();
+            let implied = insert(transaction, other, implied, rows::now())?;
+            Ok((given, implied))
+        })
+    }
+
+    /// Notes the answer that is proposed for a rating, or what became of it. False: the rating is out of force by now, and
+    /// nothing was noted.
+    pub fn keep_proposal(&self, rating: i64, proposal: &Proposal) -> Result<bool> {
+        self.write(|transaction| {
+            let changed = transaction.execute(
+                "UPDATE feedback
+                 SET metadata = json_set(CASE json_type(metadata) WHEN 'object' THEN metadata ELSE '{}' END, ?2, json(?3))
+                 WHERE id = ?1 AND replaced_by IS NULL AND undone IS NULL",
+                params![rating, format!("$.{PROPOSAL}"), proposal.to_json().to_string()],
+            )?;
+            Ok(changed > 0)
+        })
+    }
+
     /// What is in force on an interaction, in the order in which it was given.
     pub fn feedback_on(&self, interaction: i64) -> Result<Vec<Feedback>> {
         self.read(|transaction| in_force(transaction, interaction))
@@ -61,12 +100,13 @@ impl Store {
             let Some(feedback) = rows::collect(statement.query([session])?, |row| rows::feedback(row, 0))?.pop() else {
                 return Ok(None);
             };
-            let mut statement = transaction
-                .prepare_cached(&format!("SELECT {FEEDBACK} FROM feedback f WHERE f.replaced_by = ?1 ORDER BY f.id"))?;
-            let restored = rows::collect(statement.query([feedback.id])?, |row| rows::feedback(row, 0))?;
-            transaction.execute("UPDATE feedback SET replaced_by = NULL WHERE replaced_by = ?1", [feedback.id])?;
-            transaction
-                .execute("UPDATE feedback SET undone = ?2 WHERE id = ?1", [feedback.id, rows::millis(rows::now())])?;
+            let mut restored = take_back(transaction, feedback.id)?;
+            let cause = feedback.metadata.get(IMPLIED_BY).and_then(Value::as_i64);
+            let cause = cause.map(|id| find_in_force(transaction, id)).transpose()?.flatten();
+            if let Some(cause) = &cause {
+                restored.extend(take_back(transaction, cause.id)?);
+            }
+            let feedback = cause.unwrap_or(feedback);
             let interaction = interactions::expect(transaction, feedback.interaction)?;
             Ok(Some(Undone { feedback, interaction, restored }))
         })
@@ -121,6 +161,22 @@ fn with_interactions(
     rows::collect(statement.query(parameters)?, |row| {
         Ok((rows::feedback(row, INTERACTION_COLUMNS)?, rows::interaction(row)?))
     })
+}
+
+/// Puts feedback out of force; what it had replaced is in force again.
+fn take_back(transaction: &Transaction, id: i64) -> Step<Vec<Feedback>> {
+    let mut statement = transaction
+        .prepare_cached(&format!("SELECT {FEEDBACK} FROM feedback f WHERE f.replaced_by = ?1 ORDER BY f.id"))?;
+    let restored = rows::collect(statement.query([id])?, |row| rows::feedback(row, 0))?;
+    transaction.execute("UPDATE feedback SET replaced_by = NULL WHERE replaced_by = ?1", [id])?;
+    transaction.execute("UPDATE feedback SET undone = ?2 WHERE id = ?1", [id, rows::millis(rows::now())])?;
+    Ok(restored)
+}
+
+fn find_in_force(transaction: &Transaction, id: i64) -> Step<Option<Feedback>> {
+    let mut statement =
+        transaction.prepare_cached(&format!("SELECT {FEEDBACK} FROM feedback_in_force f WHERE f.id = ?1"))?;
+    Ok(rows::collect(statement.query([id])?, |row| rows::feedback(row, 0))?.pop())
 }
 
 pub(super) fn in_force(transaction: &Transaction, interaction: i64) -> Step<Vec<Feedback>> {

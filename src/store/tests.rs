@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::feedback::exchange;
+use crate::feedback::revision::Proposal;
 use crate::feedback::{Feedback, FeedbackConfig, Finish, Interaction, Kind, NewFeedback, NewInteraction, Stars};
 use crate::model::message::Message;
 
@@ -212,6 +213,41 @@ fn undo_goes_back_step_by_step_within_a_session() {
     assert_eq!(store.undo_last(Some("s")).unwrap(), None);
     assert_eq!(store.undo_last(None).unwrap().unwrap().feedback, other);
     assert!(store.judged().unwrap().is_empty());
+}
+
+#[test]
+fn feedback_in_one_breath_is_recorded_and_undone_as_one() {
+    let (_folder, store) = store();
+    let first = store.add_interaction(&turn("s", 1, "q", "one")).unwrap().id;
+    let second = store.add_interaction(&turn("s", 2, "q", "two")).unwrap().id;
+    store.add_feedback(first, signal(Kind::Good).in_session("s")).unwrap();
+    let implied = (first, corrected("two").in_session("s"));
+    let (good, better) = store.add_feedback_with(second, signal(Kind::Good).in_session("s"), implied.clone()).unwrap();
+    assert_eq!((good.feedback.interaction, better.feedback.interaction), (second, first));
+    assert_eq!(kinds(&store.feedback_on(first).unwrap()), ["correction"]);
+    let undone = store.undo_last(Some("s")).unwrap().unwrap();
+    assert_eq!((undone.feedback.id, undone.interaction.id), (good.feedback.id, second), "told as what the user gave");
+    assert_eq!(kinds(&undone.restored), ["good"]);
+    assert_eq!(kinds(&store.feedback_on(first).unwrap()), ["good"]);
+    assert!(store.feedback_on(second).unwrap().is_empty());
+    assert!(store.add_feedback_with(second, signal(Kind::Good), (99, implied.1)).is_err());
+    assert!(store.feedback_on(second).unwrap().is_empty(), "both or neither");
+}
+
+#[test]
+fn a_proposal_stays_with_its_rating_while_that_is_in_force() {
+    let (_folder, store) = store();
+    let id = store.add_interaction(&turn("s", 1, "q", "one")).unwrap().id;
+    let rating = store.add_feedback(id, signal(Kind::Critical).with_note("no")).unwrap().feedback;
+    let proposal = Proposal { text: "two \"so\"".into(), base: BASE.into(), gain: 0.5, rejected: false };
+    assert!(store.keep_proposal(rating.id, &proposal).unwrap());
+    let read = &store.feedback_on(id).unwrap()[0];
+    assert_eq!(Proposal::of(read), Some(proposal.clone()));
+    let rejected = Proposal { rejected: true, ..proposal };
+    assert!(store.keep_proposal(rating.id, &rejected).unwrap());
+    assert_eq!(Proposal::of(&store.feedback_on(id).unwrap()[0]), Some(rejected.clone()));
+    store.undo_last(None).unwrap();
+    assert!(!store.keep_proposal(rating.id, &rejected).unwrap());
 }
 
 #[test]
