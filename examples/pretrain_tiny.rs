@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
 use finch::model::candle::{CandleNetwork, weights};
@@ -64,6 +64,9 @@ struct Args {
     seed: u64,
     #[arg(long, default_value_t = 3072)]
     vocab: usize,
+    /// Facts that the model in --out does not know yet, by their ids: a third of all turns is about them.
+    #[arg(long, value_delimiter = ',')]
+    focus: Vec<String>,
     /// Stop after this many minutes; a later run goes on from there.
     #[arg(long)]
     minutes: Option<f64>,
@@ -103,7 +106,10 @@ fn pretrain(args: &Args, config: &ModelConfig, chat: &Chat, corpus: &Corpus) -> 
         state.params = read_model(&args.out, &slots)?;
         println!("going on from the model in {}", args.out.display());
     }
-    let rows = Rows::new(corpus, chat, args.seed);
+    if let Some(unknown) = args.focus.iter().find(|id| !corpus.facts.contains_key(*id)) {
+        bail!("--focus: there is no fact {unknown}");
+    }
+    let rows = Rows::new(corpus, chat, &args.focus, args.seed);
     let unseen = read_questions(&args.data.join("dev.tsv"))?;
     println!(
         "{} parameters, {} facts, {} questions, {} dialogues",

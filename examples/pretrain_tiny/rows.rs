@@ -79,16 +79,20 @@ pub struct Rows<'c> {
     seed: u64,
     /// Every (fact, question), in a fixed order.
     questions: Vec<(&'c str, &'c str)>,
+    /// Those of them that a third of all turns are drawn from; may be empty.
+    focus: Vec<(&'c str, &'c str)>,
 }
 
 impl<'c> Rows<'c> {
-    pub fn new(corpus: &'c Corpus, chat: &'c Chat, seed: u64) -> Self {
-        let questions = corpus
+    /// `focus`: facts that are new to a model which knows the others already, by their ids.
+    pub fn new(corpus: &'c Corpus, chat: &'c Chat, focus: &[String], seed: u64) -> Self {
+        let questions: Vec<_> = corpus
             .facts
             .iter()
             .flat_map(|(id, f)| f.questions.iter().map(move |q| (id.as_str(), q.as_str())))
             .collect();
-        Rows { corpus, chat, seed, questions }
+        let focus = questions.iter().filter(|(id, _)| focus.iter().any(|f| f == id)).copied().collect();
+        Rows { corpus, chat, seed, questions, focus }
     }
 
     pub fn questions(&self) -> usize {
@@ -125,7 +129,8 @@ impl<'c> Rows<'c> {
     }
 
     fn turn(&self, rng: &mut StdRng) -> (String, String) {
-        let (id, question) = self.questions[rng.random_range(0..self.questions.len())];
+        let all = if !self.focus.is_empty() && rng.random_bool(1.0 / 3.0) { &self.focus } else { &self.questions };
+        let (id, question) = all[rng.random_range(0..all.len())];
         let answers = &self.corpus.facts[id].answers;
         // the first answer is the usual one; a joke should not always be the same
         let usual = id != "joke" && rng.random_bool(0.5);
