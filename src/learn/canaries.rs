@@ -14,6 +14,7 @@ use crate::model::message::{Message, Role};
 use crate::model::sampling::{Sampler, Sampling};
 use crate::model::{Decoder, Network, Tokens};
 use crate::train::chat::ChatFormat;
+use crate::words::{is_common, words};
 
 use super::recipe;
 
@@ -129,20 +130,11 @@ struct Question {
     telling: BTreeSet<String>,
 }
 
-/// Words that say nothing about what a question is about.
-const COMMON: [&str; 44] = [
-    "a", "about", "an", "and", "are", "be", "can", "could", "did", "do", "does", "for", "from", "give", "have", "how",
-    "i", "in", "is", "it", "me", "my", "of", "on", "one", "or", "please", "should", "tell", "that", "the", "there",
-    "this", "to", "was", "what", "when", "where", "which", "who", "why", "with", "would", "you",
-];
-
 impl Question {
     fn of(messages: &[Message]) -> Question {
         let last = messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);
-        let lower = last.to_lowercase();
-        let all: Vec<String> =
-            lower.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(String::from).collect();
-        let telling = all.iter().filter(|w| !COMMON.contains(&w.as_str())).cloned().collect();
+        let all = words(last);
+        let telling = all.iter().filter(|word| !is_common(word)).cloned().collect();
         Question { all, telling }
     }
 
