@@ -28,7 +28,7 @@ pub enum Origin {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     pub interaction: i64,
-    /// The prompt: everything before the completion.
+    /// The prompt: everything before the completion, but for the lessons: what was a reminder is to be obeyed unprompted.
     pub messages: Vec<Message>,
     pub completion: String,
     pub rejected: Option<String>,
@@ -165,12 +165,13 @@ impl fmt::Display for UnusedReason {
 /// implicit signals besides. Use [`judge_all`] for a whole store: it also sees the same answer rated elsewhere.
 pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Verdict {
     let standing = Standing::of(interaction, feedback);
+    let prompt = interaction.prompt();
     let nothing = |reason| Verdict::Nothing(Unused { interaction: interaction.id, reason });
     let example = |completion: &str, rejected: Option<&str>, weight: f64, origin, note: Option<&str>| {
         if weight > 0.0 && weight.is_finite() {
             Verdict::Trainable(Example {
                 interaction: interaction.id,
-                messages: interaction.messages.clone(),
+                messages: prompt.clone(),
                 completion: completion.to_owned(),
                 rejected: rejected.map(str::to_owned),
                 weight,
@@ -234,7 +235,7 @@ pub fn judge_all(judged: &[(Interaction, Vec<Feedback>)], base: &str) -> Judged 
     let mut bad: HashMap<[u8; 32], i64> = HashMap::new();
     for (interaction, feedback) in judged {
         if Standing::of(interaction, feedback).bad() {
-            bad.insert(answer_digest(&interaction.messages, &interaction.response), interaction.id);
+            bad.insert(answer_digest(&interaction.prompt(), &interaction.response), interaction.id);
         }
     }
     let mut result = Judged::default();
@@ -337,4 +338,4 @@ impl<'a> Standing<'a> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

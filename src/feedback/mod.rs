@@ -17,4 +17,5 @@ pub mod rule;
 pub use buffer::Buffer;
 pub use example::{BadAnswer, Example, Judged, Verdict, Waiting, judge, judge_all};
 pub use kind::{FeedbackConfig, Kind, Stars};
+pub use lesson::Lesson;
 pub use record::{Feedback, Finish, Interaction, NewFeedback, NewInteraction, Source};

@@ -6,6 +6,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::kind::{FeedbackConfig, Kind};
+use super::lesson::prompt::without_lessons;
 use crate::model::message::Message;
 
 /// Why an answer ended.
@@ -59,7 +60,15 @@ pub struct Interaction {
     pub finish: Finish,
     /// Token counts and seconds, as an object.
     pub timings: Value,
+    /// Free, an object; what `lesson::prompt` writes there tells which lessons stood in the messages.
     pub metadata: Value,
+}
+
+impl Interaction {
+    /// The messages as the user gave them, without the lessons: what rules and training go by.
+    pub fn prompt(&self) -> Vec<Message> {
+        without_lessons(&self.messages, &self.metadata)
+    }
 }
 
 /// An interaction to be stored; the store gives id and time.
@@ -80,9 +89,10 @@ pub struct NewInteraction {
 }
 
 impl NewInteraction {
-    /// Digest of the messages: the same prompt has the same one, whoever asked it when.
+    /// Digest of the messages without the lessons: the same prompt has the same one, whoever asked it when, and whatever was
+    /// noted in between.
     pub fn prompt_digest(&self) -> [u8; 32] {
-        prompt_digest(&self.messages)
+        prompt_digest(&without_lessons(&self.messages, &self.metadata))
     }
 
     /// Digest of what makes an interaction this one: where it happened, the prompt, the answer and who gave it. Importing

@@ -5,6 +5,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::rows::{self, INTERACTION};
 use super::{Step, Store};
 use crate::error::{Error, Result};
+use crate::feedback::lesson::prompt::without_lessons;
 use crate::feedback::{Interaction, NewInteraction};
 use crate::model::message::Message;
 use chrono::{DateTime, Utc};
@@ -35,18 +36,21 @@ impl Store {
     }
 
     /// Up to `limit` different prompts answered by `base` in full and never spoken well or ill of, the latest first: what
-    /// the user ordinarily asks, for replay. A prompt that was rated in any interaction is not among them.
+    /// the user ordinarily asks, for replay, without the lessons. A prompt that was rated in any interaction is not among them.
     pub fn unrated_prompts(&self, base: &str, limit: usize) -> Result<Vec<Vec<Message>>> {
         self.read(|transaction| {
             let mut statement = transaction.prepare_cached(
-                "SELECT i.messages, max(i.id) AS latest FROM interactions i
+                "SELECT i.messages, i.metadata, max(i.id) AS latest FROM interactions i
                  WHERE i.base = ?1 AND i.finish = 'stop' AND NOT i.imported AND NOT EXISTS (
                      SELECT 1 FROM interactions same JOIN feedback_in_force f ON f.interaction = same.id
                      WHERE same.prompt = i.prompt AND f.explicit)
                  GROUP BY i.prompt ORDER BY latest DESC LIMIT ?2",
             )?;
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            rows::collect(statement.query(params![base, limit])?, |row| rows::json(row, 0, "an interaction"))
+            rows::collect(statement.query(params![base, limit])?, |row| {
+                let messages: Vec<Message> = rows::json(row, 0, "an interaction")?;
+                Ok(without_lessons(&messages, &rows::json(row, 1, "an interaction")?))
+            })
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::feedback::kind::{FeedbackConfig, Kind, Stars};
 
 const BASE: &str = "base-1";
 
-fn interaction(id: i64, prompt: &str, response: &str) -> Interaction {
+pub(in crate::feedback) fn interaction(id: i64, prompt: &str, response: &str) -> Interaction {
     Interaction {
         id,
         time: DateTime::UNIX_EPOCH,
@@ -27,7 +27,7 @@ fn interaction(id: i64, prompt: &str, response: &str) -> Interaction {
     }
 }
 
-fn feedback(id: i64, kind: Kind) -> Feedback {
+pub(in crate::feedback) fn feedback(id: i64, kind: Kind) -> Feedback {
     let config = FeedbackConfig::default();
     Feedback {
         id,
