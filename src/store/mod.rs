@@ -11,6 +11,7 @@
 mod feedback;
 mod import;
 mod interactions;
+mod lessons;
 mod rows;
 mod runs;
 mod schema;

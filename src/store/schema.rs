@@ -16,7 +16,7 @@ use crate::paths::Paths;
 const APPLICATION_ID: i32 = 0x666E_6368;
 
 /// Migration n (from 0) makes version n + 1 out of version n.
-const MIGRATIONS: &[&str] = &[VERSION_1];
+const MIGRATIONS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// JSON stands in TEXT, times are UTC milliseconds since 1970. AUTOINCREMENT: an id once shown never means something else.
 pub(super) const VERSION_1: &str = "
@@ -85,6 +85,14 @@ CREATE TABLE run_examples (
     PRIMARY KEY (run, interaction, stamp)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX run_examples_by_interaction ON run_examples (interaction);
+";
+
+/// Lessons that the user dropped: their feedback stays in force and its note in the file, but it is no rule any more.
+const VERSION_2: &str = "
+CREATE TABLE dropped_lessons (
+    feedback INTEGER PRIMARY KEY REFERENCES feedback (id) ON DELETE CASCADE,
+    time     INTEGER NOT NULL
+) STRICT;
 ";
 
 /// Sets the connection up and brings the tables to the present version.

@@ -64,7 +64,7 @@ fn sqlite_is_new_enough_and_set_up_for_durability() {
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(text("journal_mode"), "wal");
     assert_eq!(number("synchronous"), 2);
-    assert_eq!((number("foreign_keys"), number("trusted_schema"), number("user_version")), (1, 0, 1));
+    assert_eq!((number("foreign_keys"), number("trusted_schema"), number("user_version")), (1, 0, 2));
 }
 
 #[test]
