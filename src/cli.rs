@@ -277,6 +277,19 @@ pub enum FeedbackCommand {
     },
     /// Take the last feedback back
     Undo,
+    /// The notes that act as rules in the prompt; take one away
+    Lessons {
+        #[command(subcommand)]
+        action: Option<LessonsCommand>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum LessonsCommand {
+    /// All of them, with their numbers
+    List,
+    /// Take one away; its rating stays
+    Drop { number: i64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

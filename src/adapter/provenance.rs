@@ -84,6 +84,11 @@ impl Provenance {
         }
     }
 
+    /// Digests of the notes that it carries on `base`: what was measured on another base says nothing about this one.
+    pub fn carried_on(&self, base: &str) -> &[String] {
+        if self.base == base { &self.carries } else { &[] }
+    }
+
     /// The provenance in an adapter's folder; `None` where the adapter is not finch's. Errors name the file.
     pub fn read(folder: &Path) -> Result<Option<Provenance>> {
         let path = folder.join(FILE);

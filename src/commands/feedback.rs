@@ -6,12 +6,14 @@ use std::path::Path;
 
 use super::ground::Ground;
 use super::{print, say};
-use crate::cli::{FeedbackCommand, RatingArgs};
+use crate::adapter::active;
+use crate::adapter::provenance::Provenance;
+use crate::cli::{FeedbackCommand, LessonsCommand, RatingArgs};
 use crate::error::{Context, Error, Result};
 use crate::feedback::{Interaction, Kind, NewFeedback, Stars, exchange};
 use crate::fsio;
 use crate::paths::Paths;
-use crate::repl::{render, render_stats, terminal, views};
+use crate::repl::{render, render_lessons, render_stats, terminal, views};
 use crate::session::record_feedback;
 use crate::store::Store;
 use crate::text;
@@ -41,6 +43,12 @@ pub fn run(ground: &Ground, command: FeedbackCommand) -> Result<()> {
             give(ground, &store, NewFeedback::correction(text, &ground.config.feedback.rules()), id)
         }
         FeedbackCommand::Undo => undo(ground, &store),
+        FeedbackCommand::Lessons { action: None | Some(LessonsCommand::List) } => lessons(ground, &store),
+        FeedbackCommand::Lessons { action: Some(LessonsCommand::Drop { number }) } => {
+            let dropped = store.drop_lesson(number)?;
+            say(&render_lessons::dropped(number, &dropped.text));
+            Ok(())
+        }
     }
 }
 
@@ -82,6 +90,25 @@ fn undo(ground: &Ground, store: &Store) -> Result<()> {
         buffer: views::figures(&set),
     }));
     Ok(())
+}
+
+fn lessons(ground: &Ground, store: &Store) -> Result<()> {
+    // A model that is not there has no adapter.
+    let live = match ground.base() {
+        Ok(base) => active::read(&ground.paths, &base)?.live.map(|name| (name, base)),
+        Err(_) => None,
+    };
+    let carries = match &live {
+        Some((name, base)) => {
+            let made = Provenance::read(&ground.paths.adapters().join(name))?;
+            made.map(|made| made.carried_on(base).to_vec()).unwrap_or_default()
+        }
+        None => Vec::new(),
+    };
+    let adapter = live.as_ref().map(|(name, _)| (name.as_str(), carries.as_slice()));
+    let off = ground.config.feedback.lesson_tokens == 0;
+    let view = views::standing_lessons(store.lessons()?, adapter, off);
+    print(&render_lessons::lessons(&view, "finch feedback lessons drop"))
 }
 
 fn export(store: &Store, output: Option<&Path>) -> Result<()> {

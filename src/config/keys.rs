@@ -21,7 +21,7 @@ fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
 }
 
 #[rustfmt::skip] // one key a line
-static KEYS: [Key; 29] = [
+static KEYS: [Key; 30] = [
     Key { path: "model.name", set: |c, v| put(&mut c.model.name, v.name("a model: auto, builtin or a folder")) },
     Key { path: "generation.temperature", set: |c, v| put(&mut c.generation.temperature, v.number(0.0, 2.0).map(Some)) },
     Key { path: "generation.top_p", set: |c, v| put(&mut c.generation.top_p, v.number_above(0.0, 1.0).map(Some)) },
@@ -35,6 +35,7 @@ static KEYS: [Key; 29] = [
     Key { path: "feedback.threshold", set: |c, v| put(&mut c.feedback.threshold, v.whole(1, 100_000)) },
     Key { path: "feedback.auto_train", set: |c, v| put(&mut c.feedback.auto_train, v.yes_or_no()) },
     Key { path: "feedback.revise", set: |c, v| put(&mut c.feedback.revise, v.one_of(&[("ask", Revise::Ask), ("always", Revise::Always), ("never", Revise::Never)])) },
+    Key { path: "feedback.lesson_tokens", set: |c, v| put(&mut c.feedback.lesson_tokens, v.whole(0, 100_000)) },
     Key { path: "lora.rank", set: |c, v| put(&mut c.lora.rank, v.whole(1, 1024)) },
     Key { path: "lora.alpha", set: |c, v| put(&mut c.lora.alpha, v.number_above(0.0, 65_536.0)) },
     Key { path: "lora.dropout", set: |c, v| put(&mut c.lora.dropout, v.number(0.0, 0.9).map(|p| p as f32)) },

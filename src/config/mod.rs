@@ -63,6 +63,8 @@ pub struct FeedbackSection {
     pub threshold: usize,
     pub auto_train: bool,
     pub revise: Revise,
+    /// Tokens of a prompt that lessons may take, within a share of the model's context; 0: notes are no lessons.
+    pub lesson_tokens: usize,
 }
 
 impl FeedbackSection {
@@ -164,6 +166,7 @@ impl Default for FeedbackSection {
             threshold: 10,
             auto_train: true,
             revise: Revise::Ask,
+            lesson_tokens: 256,
         }
     }
 }

@@ -46,6 +46,7 @@ fn every_key_has_the_designs_default() {
         threshold = 10
         auto_train = true
         revise = "ask"
+        lesson_tokens = 256
         [lora]
         rank = 16
         alpha = 32
@@ -91,6 +92,7 @@ fn every_key_can_be_set() {
         threshold = 5
         auto_train = false
         revise = "never"
+        lesson_tokens = 64
         [lora]
         rank = 8
         alpha = 16
@@ -120,6 +122,7 @@ fn every_key_can_be_set() {
         threshold: 5,
         auto_train: false,
         revise: Revise::Never,
+        lesson_tokens: 64,
     };
     assert_eq!(c.feedback, f);
     let t = TrainingSection {

@@ -3,7 +3,7 @@
 //! The whole first word decides. What follows `/critical`, `/correct` and their like is kept as it was typed: only the
 //! white space that separates it from the command, and that at its very end, is not part of it.
 
-use super::help::{self, ADAPTERS_WORDS, LEVELS, TRAIN_WORDS};
+use super::help::{self, ADAPTERS_WORDS, LESSONS_WORDS, LEVELS, TRAIN_WORDS};
 use crate::feedback::kind::{Kind, Stars};
 use crate::nearest::nearest;
 
@@ -37,6 +37,7 @@ pub enum Command {
     /// The better answer, as typed.
     Correct(String),
     Undo,
+    Lessons(LessonsAction),
     Adapters(AdaptersAction),
     Train(TrainAction),
     Buffer,
@@ -46,6 +47,13 @@ pub enum Command {
     Clear,
     Help(Option<&'static help::Entry>),
     Quit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LessonsAction {
+    List,
+    /// The number that the list shows.
+    Drop(i64),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +139,7 @@ fn command(entry: &'static help::Entry, rest: &str) -> Input {
         "/correct" if rest.is_empty() => invalid(entry, "the better answer is missing"),
         "/correct" => Input::Command(Command::Correct(rest.to_string())),
         "/undo" => alone(Command::Undo),
+        "/lessons" => lessons(entry, rest),
         "/adapters" => adapters(entry, rest),
         "/train" => match rest {
             "" => Input::Command(Command::Train(TrainAction::Now)),
@@ -180,6 +189,20 @@ fn stars(entry: &help::Entry, rest: &str) -> Input {
         }),
         None => invalid(entry, "the stars are a whole number from 1 to 5"),
     }
+}
+
+fn lessons(entry: &help::Entry, rest: &str) -> Input {
+    let (action, number) = first_word(rest);
+    let action = match (action, number) {
+        ("" | "list", "") => LessonsAction::List,
+        ("list", _) => return invalid(entry, "list takes no words"),
+        ("drop", number) => match number.parse() {
+            Ok(id) => LessonsAction::Drop(id),
+            Err(_) => return invalid(entry, "the lesson's number is missing; /lessons shows the numbers"),
+        },
+        (other, _) => return invalid(entry, unknown_word(other, &LESSONS_WORDS)),
+    };
+    Input::Command(Command::Lessons(action))
 }
 
 fn adapters(entry: &help::Entry, rest: &str) -> Input {
@@ -334,6 +357,19 @@ mod tests {
     }
 
     #[test]
+    fn lessons_are_dropped_by_number() {
+        let lessons = |action| Input::Command(Command::Lessons(action));
+        assert_eq!(parse("/lessons"), lessons(LessonsAction::List));
+        assert_eq!(parse("/lessons list"), lessons(LessonsAction::List));
+        assert_eq!(parse("/lessons drop  3 "), lessons(LessonsAction::Drop(3)));
+        for line in ["/lessons drop", "/lessons drop three", "/lessons drop 3 4"] {
+            assert!(fault(line).contains("number is missing"), "{line}");
+        }
+        assert!(fault("/lessons dorp 3").contains("nearest is drop"));
+        assert_eq!(parse("/lesson"), Input::Unknown { word: "/lesson".into(), nearest: Some("/lessons") });
+    }
+
+    #[test]
     fn adapters_actions() {
         let action = |line| match parse(line) {
             Input::Command(Command::Adapters(action)) => action,
@@ -396,7 +432,7 @@ mod tests {
             assert!(!matches!(parse(entry.name), Input::Unknown { .. }), "{}", entry.name);
             for word in entry.words {
                 let parsed = parse(&format!("{} {word}", entry.name));
-                let needs_more = matches!(*word, "load" | "delete");
+                let needs_more = matches!(*word, "load" | "delete" | "drop");
                 assert!(needs_more || matches!(parsed, Input::Command(_)), "{} {word}: {parsed:?}", entry.name);
             }
         }

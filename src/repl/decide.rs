@@ -1,6 +1,6 @@
 //! What a line leads to: (situation, line) → effects. Pure; the loop in [`super`] carries the effects out.
 
-use super::command::{AdaptersAction, Command, Input, SystemAction, TrainAction, parse};
+use super::command::{AdaptersAction, Command, Input, LessonsAction, SystemAction, TrainAction, parse};
 use super::{help, render, render_training};
 use crate::feedback::kind::Kind;
 use crate::learn::coordinator::Status;
@@ -26,6 +26,8 @@ pub enum Effect {
     },
     Correct(String),
     Undo,
+    ShowLessons,
+    DropLesson(i64),
     ListAdapters,
     LoadAdapter {
         name: String,
@@ -67,6 +69,8 @@ fn carry_out(situation: &Situation, command: Command) -> Vec<Effect> {
         Command::Rate { kind, note } => Effect::Rate { kind, note },
         Command::Correct(text) => Effect::Correct(text),
         Command::Undo => Effect::Undo,
+        Command::Lessons(LessonsAction::List) => Effect::ShowLessons,
+        Command::Lessons(LessonsAction::Drop(id)) => Effect::DropLesson(id),
         Command::Adapters(action) => adapters(situation, action),
         Command::Train(action) => train(situation, action),
         Command::Buffer => Effect::ShowBuffer,
@@ -188,6 +192,12 @@ mod tests {
         assert_eq!(ask(decide(&situation, "/adapters delete b")), None);
         assert_eq!(decide(&situation, "/adapters unload"), [Effect::UnloadAdapter]);
         assert!(shown(&decide(&idle(), "/adapters unload")).contains("No adapter"));
+    }
+
+    #[test]
+    fn lessons_are_shown_and_dropped() {
+        assert_eq!(decide(&idle(), "/lessons"), [Effect::ShowLessons]);
+        assert_eq!(decide(&idle(), "/lessons drop 12"), [Effect::DropLesson(12)]);
     }
 
     #[test]

@@ -25,11 +25,12 @@ const fn entry(
 }
 
 pub const ADAPTERS_WORDS: [&str; 5] = ["list", "load", "unload", "delete", "rollback"];
+pub const LESSONS_WORDS: [&str; 2] = ["list", "drop"];
 pub const TRAIN_WORDS: [&str; 2] = ["status", "cancel"];
 pub const LEVELS: [&str; 5] = ["critical", "high", "medium", "good", "normal"];
 
 /// Every command, in the order of the help text.
-pub const COMMANDS: [Entry; 18] = [
+pub const COMMANDS: [Entry; 19] = [
     entry("/critical", "[note]", "the answer is badly wrong; the note says what to do instead", &[]),
     entry("/medium", "[note]", "the answer is somewhat off", &[]),
     entry("/good", "[note]", "the answer is good (so are 👍 and +1 alone on a line)", &[]),
@@ -39,6 +40,7 @@ pub const COMMANDS: [Entry; 18] = [
     entry("/rate", "1-5 [note]", "one to five stars", &[]),
     entry("/correct", "TEXT", "the better answer: finch trains on it", &[]),
     entry("/undo", "", "take the last feedback back", &[]),
+    entry("/lessons", "[drop NUMBER]", "the notes that act as rules; take one away", &LESSONS_WORDS),
     entry(
         "/adapters",
         "[list | load NAME | unload | delete NAME | rollback]",

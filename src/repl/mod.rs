@@ -14,6 +14,7 @@ pub mod input;
 pub mod interrupts;
 pub mod printer;
 pub mod render;
+pub mod render_lessons;
 pub mod render_stats;
 pub mod render_training;
 pub mod table;
@@ -128,6 +129,15 @@ impl Repl {
             Effect::Undo => {
                 let undone = self.session.undo()?;
                 self.say(&render::undone(&views::undone(&undone)))
+            }
+            Effect::ShowLessons => {
+                let (session, cancel) = (&mut self.session, CancelFlag::new());
+                let list = self.interrupts.during(&cancel, || session.lessons(&cancel))?;
+                self.say(&render_lessons::lessons(&views::lessons(list), "/lessons drop"))
+            }
+            Effect::DropLesson(id) => {
+                let dropped = self.session.drop_lesson(id)?;
+                self.say(&render_lessons::dropped(id, &dropped.text))
             }
             Effect::ListAdapters => {
                 self.say(&render_training::adapters(&views::adapters(self.session.paths())?, terminal::columns()))
@@ -305,6 +315,7 @@ pub fn show<O: Write, A: Write>(
             Some(notice) => screen.notice(&notice),
             None => Ok(()),
         },
+        AskEvent::LessonsLeftOut(n) => screen.notice(&render_lessons::left_out(n)),
         AskEvent::Prefill { done, total, reused } => screen.reading(done, total, reused),
         AskEvent::Thought(piece) => screen.thought(&piece),
         AskEvent::Text(piece) => screen.text(&piece),

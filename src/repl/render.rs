@@ -40,6 +40,8 @@ pub struct Recorded {
     pub earlier: Option<About>,
     /// Why nothing will be learned from it, where that is so.
     pub unused: Option<String>,
+    /// Its note is in the next prompt.
+    pub applies: bool,
 }
 
 pub fn recorded(r: &Recorded) -> String {
@@ -56,6 +58,9 @@ pub fn recorded(r: &Recorded) -> String {
     out += &format!("{} {what} ({weight})\n", r.kind.badge());
     if let Some(before) = r.replaced {
         out += &format!("   It replaces your earlier rating of this answer: {}\n", label(before));
+    }
+    if r.applies {
+        out += "   The note applies from the next answer on (/lessons)\n";
     }
     if let Some(reason) = &r.unused {
         out += &format!("   Nothing is learned from it: {reason}\n");
@@ -302,7 +307,7 @@ mod tests {
     }
 
     fn plain_record(kind: Kind, weight: f64) -> Recorded {
-        Recorded { kind, weight, buffer: figures(), replaced: None, earlier: None, unused: None }
+        Recorded { kind, weight, buffer: figures(), replaced: None, earlier: None, unused: None, applies: false }
     }
 
     #[test]
@@ -345,6 +350,7 @@ mod tests {
             replaced: Some(Kind::Good),
             earlier: Some(About { prompt: "Who\nare you?".into(), response: "I am \x1b[31mfinch".into() }),
             unused: Some("the answer was cut off".into()),
+            applies: true,
             ..plain_record(Kind::ThumbsUp, 1.0)
         };
         assert_eq!(
@@ -352,6 +358,7 @@ mod tests {
             "About the last answer of an earlier session:\n   > Who are you?\n   I am finch\n\
              👍 Feedback recorded (weight: 1x)\n\
              \x20  It replaces your earlier rating of this answer: 🟢 good\n\
+             \x20  The note applies from the next answer on (/lessons)\n\
              \x20  Nothing is learned from it: the answer was cut off\n\
              \x20  Training buffer: 8 examples (42.0 weighted), 1 waiting for a better answer (/correct …)\n"
         );

@@ -1,6 +1,7 @@
 //! From what the lower rooms give to what the screen shows.
 
 use super::render::{About, BufferFigures, BufferView, ExampleRow, Recorded, Undone, WaitingRow};
+use super::render_lessons::{LessonLine, LessonsView, Whereabouts};
 use super::render_stats::local_time;
 use super::render_stats::question;
 use super::render_training::{AdapterRow, AdapterState, LastRun};
@@ -8,10 +9,10 @@ use crate::adapter::active;
 use crate::adapter::registry::{Entry, Registry, State};
 use crate::config::FeedbackSection;
 use crate::error::Result;
-use crate::feedback::{Interaction, Verdict};
+use crate::feedback::{Interaction, Lesson, Verdict};
 use crate::paths::Paths;
 use crate::session;
-use crate::session::{Acknowledgement, BufferCounts};
+use crate::session::{Acknowledgement, BufferCounts, LessonList, LessonRow, Place};
 use crate::store::{Run, Store, TrainingSet};
 
 pub fn about(interaction: &Interaction) -> About {
@@ -39,11 +40,49 @@ pub fn recorded(given: &Acknowledgement) -> Recorded {
         replaced,
         earlier: given.earlier_session.then(|| about(&given.interaction)),
         unused,
+        applies: given.applies,
     }
 }
 
 pub fn undone(u: &session::Undone) -> Undone {
     Undone { kind: u.feedback.kind, about: about(&u.interaction), buffer: counts(&u.buffer) }
+}
+
+/// The lessons of a conversation.
+pub fn lessons(list: LessonList) -> LessonsView {
+    let line = |row: LessonRow| LessonLine {
+        id: row.lesson.id,
+        note: row.lesson.text,
+        weight: row.lesson.weight,
+        place: match row.place {
+            _ if list.budget == 0 => Whereabouts::Off,
+            Place::Prompt => Whereabouts::Prompt,
+            Place::Next => Whereabouts::Next,
+            Place::Carried(adapter) => Whereabouts::Carried(adapter),
+            Place::Waiting => Whereabouts::Waiting,
+            Place::TooLong(tokens) => Whereabouts::TooLong { tokens, budget: list.budget },
+        },
+        shared: row.shared,
+    };
+    LessonsView { lines: list.rows.into_iter().map(line).collect() }
+}
+
+/// The lessons outside of any conversation. `adapter`: the live one and the digests of the notes that it carries; `off`:
+/// lessons are switched off.
+pub fn standing_lessons(lessons: Vec<Lesson>, adapter: Option<(&str, &[String])>, off: bool) -> LessonsView {
+    let place = |lesson: &Lesson| match adapter {
+        _ if off => Whereabouts::Off,
+        Some((name, carries)) if lesson.is_carried(name, carries) => Whereabouts::Carried(name.to_string()),
+        _ => Whereabouts::InForce,
+    };
+    let line = |lesson: Lesson| LessonLine {
+        id: lesson.id,
+        place: place(&lesson),
+        note: lesson.text,
+        weight: lesson.weight,
+        shared: Vec::new(),
+    };
+    LessonsView { lines: lessons.into_iter().map(line).collect() }
 }
 
 /// The buffer for training on `base`.

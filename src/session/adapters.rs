@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::adapter::active;
+use crate::adapter::provenance::Provenance;
 use crate::adapter::registry::Registry;
 use crate::engine::EngineAdapter;
 use crate::error::Result;
@@ -31,35 +32,63 @@ pub enum AdapterNotice {
 /// What identifies the files of an adapter without reading them whole: size and time of change.
 type Stamp = Vec<Option<(u64, SystemTime)>>;
 
-/// The adapter of the turn before, and what came of loading it.
+/// The active adapter as it was last looked at, and what the turn before had.
 #[derive(Default)]
 pub(super) struct AdapterWatch {
     /// The active adapter, whether it was forced, and its files' stamp when they were read; `None`: none was active.
     seen: Option<(String, bool, Stamp)>,
-    loaded: Option<Arc<EngineAdapter>>,
-    /// Told already: an adapter that cannot be used is no news every turn.
+    loaded: Option<Usable>,
+    /// Why there is none although one is active.
     trouble: Option<AdapterNotice>,
+    /// The adapter that the last turn ran with.
+    last: Option<Arc<EngineAdapter>>,
+    /// The trouble told with the last turn: an adapter that cannot be used is no news every turn.
+    told: Option<AdapterNotice>,
+}
+
+#[derive(Clone)]
+struct Usable {
+    adapter: Arc<EngineAdapter>,
+    /// Digests of the notes that it obeys on this base without being told.
+    carries: Vec<String>,
 }
 
 impl AdapterWatch {
     /// Name of the adapter that the last turn ran with.
     pub fn live(&self) -> Option<&str> {
-        self.loaded.as_ref().map(|a| a.name.as_str())
+        self.last.as_ref().map(|a| a.name.as_str())
+    }
+
+    /// The adapter that was active at the last look, and the digests of the notes that it carries.
+    pub fn carries(&self) -> Option<(&str, &[String])> {
+        self.loaded.as_ref().map(|usable| (usable.adapter.name.as_str(), usable.carries.as_slice()))
     }
 
     /// The adapter to use now, and what to tell when that is not what it was before.
     pub fn refresh(&mut self, paths: &Paths, model: &Model) -> (Option<Arc<EngineAdapter>>, Option<AdapterNotice>) {
-        let before = self.loaded.clone();
-        let told = self.trouble.take();
+        self.look(paths, model);
+        let before = std::mem::replace(&mut self.last, self.loaded.as_ref().map(|usable| Arc::clone(&usable.adapter)));
+        let told = std::mem::replace(&mut self.told, self.trouble.clone());
+        let notice = match (&before, &self.last) {
+            (Some(before), Some(now)) if before.digest == now.digest && before.name == now.name => None,
+            (_, Some(now)) => Some(AdapterNotice::Live { name: clean(&now.name) }),
+            _ if self.trouble.is_some() => self.trouble.clone().filter(|now| told.as_ref() != Some(now)),
+            (Some(before), None) => Some(AdapterNotice::Off { previous: clean(&before.name) }),
+            (None, None) => None,
+        };
+        (self.last.clone(), notice)
+    }
+
+    /// Reads what is active now; nothing is told by that.
+    pub fn look(&mut self, paths: &Paths, model: &Model) {
         match active::read(paths, &model.base) {
             Ok(active) => match &active.live {
-                None => (self.seen, self.loaded) = (None, None),
+                None => (self.seen, self.loaded, self.trouble) = (None, None, None),
                 Some(name) => {
                     let forced = active.is_forced(name);
                     let seen = Some((name.clone(), forced, stamp(&paths.adapters().join(name))));
-                    if self.seen == seen {
-                        self.trouble = told.clone(); // the same files again: the same outcome
-                    } else {
+                    // The same files again: the same outcome.
+                    if self.seen != seen {
                         self.take(Some(name), load(&Registry::new(paths.clone()), name, model, forced));
                         self.seen = seen;
                     }
@@ -70,19 +99,12 @@ impl AdapterWatch {
                 self.take(None, Err(error));
             }
         }
-        let notice = match (&before, &self.loaded) {
-            (Some(before), Some(now)) if before.digest == now.digest && before.name == now.name => None,
-            (_, Some(now)) => Some(AdapterNotice::Live { name: clean(&now.name) }),
-            _ if self.trouble.is_some() => self.trouble.clone().filter(|now| told.as_ref() != Some(now)),
-            (Some(before), None) => Some(AdapterNotice::Off { previous: clean(&before.name) }),
-            (None, None) => None,
-        };
-        (self.loaded.clone(), notice)
     }
 
-    fn take(&mut self, name: Option<&str>, outcome: Result<EngineAdapter>) {
+    fn take(&mut self, name: Option<&str>, outcome: Result<Usable>) {
+        self.trouble = None;
         match outcome {
-            Ok(adapter) => self.loaded = Some(Arc::new(adapter)),
+            Ok(usable) => self.loaded = Some(usable),
             Err(error) => {
                 self.loaded = None;
                 let (reason, hint) = (clean(error.message()), error.hint_text().map(clean));
@@ -106,7 +128,11 @@ fn stamp(folder: &Path) -> Stamp {
 }
 
 /// Reads an adapter for `model`; errors when it is broken, does not fit, or was made for another base and not forced.
-fn load(registry: &Registry, name: &str, model: &Model, forced: bool) -> Result<EngineAdapter> {
+fn load(registry: &Registry, name: &str, model: &Model, forced: bool) -> Result<Usable> {
     let adapter = registry.open(name, model.network.config(), &model.base, forced)?;
-    Ok(EngineAdapter { name: name.to_owned(), digest: adapter.digest, weights: adapter.weights })
+    let made = Provenance::read(&registry.find(name)?.path)?;
+    Ok(Usable {
+        adapter: Arc::new(EngineAdapter { name: name.to_owned(), digest: adapter.digest, weights: adapter.weights }),
+        carries: made.map(|made| made.carried_on(&model.base).to_vec()).unwrap_or_default(),
+    })
 }

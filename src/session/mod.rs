@@ -7,6 +7,7 @@ mod adapters;
 mod again;
 mod answer;
 mod host;
+mod lessons;
 mod prompt;
 mod rate;
 mod revise;
@@ -24,6 +25,7 @@ use serde_json::json;
 pub use adapters::AdapterNotice;
 pub use again::Again;
 pub use host::{Fallback, Fault, Loaded, ModelHost, ModelState};
+pub use lessons::{LessonList, LessonRow, Place};
 pub use rate::{Acknowledgement, BufferCounts, Undone, record_feedback};
 pub use revise::{Revised, Reviser, Stage};
 pub use sampling::choose as choose_sampling;
@@ -39,6 +41,7 @@ use crate::store::Store;
 use adapters::AdapterWatch;
 use again::Retry;
 use answer::{Answer, Piece};
+use lessons::{Assembled, Rules};
 
 /// What a caller may set for a conversation beside the configuration.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,6 +68,8 @@ pub enum AskEvent {
         total: usize,
         reused: usize,
     },
+    /// So many lessons are not in the prompt, as the conversation leaves them no room. Told once until there is room again.
+    LessonsLeftOut(usize),
     /// The model thinks before it answers.
     Thought(String),
     Text(String),
@@ -95,6 +100,7 @@ pub struct Session {
     /// Feedback was given in this session.
     has_rated: bool,
     adapters: AdapterWatch,
+    rules: Rules,
     told_model_notice: bool,
 }
 
@@ -112,6 +118,7 @@ impl Session {
             last: Last::Nothing,
             has_rated: false,
             adapters: AdapterWatch::default(),
+            rules: Rules::default(),
             told_model_notice: false,
         }
     }
@@ -162,6 +169,7 @@ impl Session {
     /// Forgets the conversation so far; ratings still find the last answer.
     pub fn clear(&mut self) {
         self.history.clear();
+        self.rules = Rules::default();
     }
 
     /// The conversation so far, without the system prompt.
@@ -211,11 +219,8 @@ impl Session {
             on_event(AskEvent::Adapter(notice));
         }
         let thinking = self.options.thinking.or_else(|| loaded.model.default_thinking());
-        let messages = self.messages(question);
-        let prompt = match &retry {
-            Some(retry) => prompt::encode(&loaded.model, &retry.hinted(&messages), thinking)?,
-            None => prompt::encode(&loaded.model, &messages, thinking)?,
-        };
+        let Assembled { messages, prompt, mut metadata } =
+            self.assemble(&loaded, question, retry.as_ref(), thinking, on_event)?;
         let sampling = self.sampling(&loaded, thinking == Some(true) || prompt.inside_thought);
         let adapter_name = adapter.as_ref().map(|a| a.name.clone());
         let request = Request {
@@ -237,7 +242,6 @@ impl Session {
             Err(error) => (Finish::Interrupted, json!({}), Some(error)), // it was seen, so it is kept and can be rated
         };
         let Answer { text, thought, .. } = answer;
-        let mut metadata = json!({});
         if let Some(retry) = &retry {
             retry.note(&mut metadata);
         }
@@ -281,11 +285,6 @@ impl Session {
             on_event(AskEvent::Model(crate::text::sanitize(notice).into_owned()));
         }
         Ok(loaded)
-    }
-
-    fn messages(&self, question: &str) -> Vec<Message> {
-        let system = self.options.system.as_ref().map(Message::system);
-        system.into_iter().chain(self.history.iter().cloned()).chain([Message::user(question)]).collect()
     }
 
     fn sampling(&self, loaded: &Loaded, thinking: bool) -> Sampling {

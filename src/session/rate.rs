@@ -22,6 +22,8 @@ pub struct Acknowledgement {
     /// What training can make of the answer now; `None` for signals that are only observed.
     pub verdict: Option<Verdict>,
     pub buffer: BufferCounts,
+    /// Its note is a lesson, and in the prompt of the next answer whatever is asked.
+    pub applies: bool,
 }
 
 /// Feedback that was taken back.
@@ -67,7 +69,16 @@ pub fn record_feedback(
     let judged = judge_all(&store.judged()?, base);
     let verdict = verdict_on(interaction.id, &judged);
     let buffer = BufferCounts::of(judged, rules);
-    Ok(Acknowledgement { feedback, interaction, earlier_session: false, replaced, preferred, verdict, buffer })
+    Ok(Acknowledgement {
+        feedback,
+        interaction,
+        earlier_session: false,
+        replaced,
+        preferred,
+        verdict,
+        buffer,
+        applies: false,
+    })
 }
 
 /// What the rules made of one interaction; `None`: nothing is in force on it.
@@ -144,6 +155,7 @@ impl Session {
         let new = new.in_session(self.id());
         let mut given = record_feedback(self.store(), &self.rules(), self.base().as_deref(), interaction, new)?;
         given.earlier_session = earlier_session;
+        given.applies = self.applies_next(&given.feedback);
         self.has_rated = true;
         Ok(given)
     }

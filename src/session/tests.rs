@@ -14,6 +14,7 @@ use crate::adapter::provenance::Provenance;
 use crate::adapter::registry::Registry;
 use crate::engine::mock::MockNetwork;
 use crate::feedback::example::{UnusedReason, WaitReason};
+use crate::feedback::lesson::digest;
 use crate::feedback::{Kind, Verdict};
 use crate::model::Network;
 use crate::model::generation::GenerationConfig;
@@ -22,6 +23,8 @@ use crate::model::lora::Target;
 use crate::model::message::Role;
 use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::tests::tokenizer;
+
+mod lessons;
 
 const BASE: &str = "b0b0";
 const IM_START: u32 = 301;
@@ -286,10 +289,17 @@ fn a_failure_amid_an_answer_keeps_what_was_shown() {
 
 /// Saves an adapter that says it was trained on `base`.
 fn save_adapter(house: &House, name: &str, base: &str, seed: u64) {
+    save_adapter_that_carries(house, name, base, seed, &[]);
+}
+
+/// And that it obeys these notes unprompted.
+fn save_adapter_that_carries(house: &House, name: &str, base: &str, seed: u64, notes: &[&str]) {
     let settings =
         LoraSettings { rank: 2, alpha: 4.0, dropout: 0.0, targets: vec![Target::Q], layers: None, use_rslora: false };
     let adapter = Adapter::new(peft::init(house.network.config(), &settings, seed), settings);
-    Registry::new(house.paths()).save(name, &adapter, &Provenance::new(base, "mock")).unwrap();
+    let carries = notes.iter().map(|note| digest(note)).collect();
+    let made = Provenance { carries, ..Provenance::new(base, "mock") };
+    Registry::new(house.paths()).save(name, &adapter, &made).unwrap();
 }
 
 fn notices(events: &[AskEvent]) -> Vec<&AdapterNotice> {
