@@ -165,13 +165,12 @@ impl fmt::Display for UnusedReason {
 /// implicit signals besides. Use [`judge_all`] for a whole store: it also sees the same answer rated elsewhere.
 pub fn judge(interaction: &Interaction, feedback: &[Feedback], base: &str) -> Verdict {
     let standing = Standing::of(interaction, feedback);
-    let prompt = interaction.prompt();
     let nothing = |reason| Verdict::Nothing(Unused { interaction: interaction.id, reason });
     let example = |completion: &str, rejected: Option<&str>, weight: f64, origin, note: Option<&str>| {
         if weight > 0.0 && weight.is_finite() {
             Verdict::Trainable(Example {
                 interaction: interaction.id,
-                messages: prompt.clone(),
+                messages: interaction.prompt(),
                 completion: completion.to_owned(),
                 rejected: rejected.map(str::to_owned),
                 weight,
@@ -274,7 +273,7 @@ fn bad_answer(interaction: &Interaction, waiting: &Waiting, base: &str) -> Optio
     let weight = given.weight.min(1.0);
     let usable = waiting.reason == WaitReason::NoBetterAnswer && !worded && own && whole && weight > 0.0;
     usable.then(|| BadAnswer {
-        messages: interaction.messages.clone(),
+        messages: interaction.prompt(),
         answer: interaction.response.clone(),
         weight,
         thinking: interaction.thinking,

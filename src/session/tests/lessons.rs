@@ -1,6 +1,7 @@
 //! Notes as rules in the prompts of the turns that follow.
 
 use super::*;
+use crate::feedback::judge_all;
 
 const HEADING: &str = "Follow these rules, which the user gave:";
 const UNWRAP: &str = "Never use .unwrap() in production code";
@@ -215,6 +216,12 @@ fn an_answer_under_rules_teaches_without_them() {
     ask(&mut session, "b");
     let Some(Verdict::Trainable(example)) = session.rate(Kind::Good, None).unwrap().verdict else { panic!() };
     assert_eq!(example.messages, [Message::user("b")]);
+
+    session.clear();
+    ask(&mut session, "d");
+    session.rate(Kind::ThumbsDown, None).unwrap();
+    let judged = judge_all(&house.store.judged().unwrap(), BASE);
+    assert_eq!(judged.bad.last().unwrap().messages, [Message::user("d")]);
 
     session.clear();
     ask(&mut session, "c");
