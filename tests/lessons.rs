@@ -56,7 +56,7 @@ fn a_note_is_a_rule_until_it_is_dropped() {
         t.ask("/lessons"),
         format!(
             "1  “{NOTE}”\n   10x, in the prompt from the next answer on\n\
-             /lessons drop NUMBER takes one away; its rating stays."
+             /lessons drop N takes one away; its rating stays."
         )
     );
     t.ask("/system Answer in one line.");
@@ -100,7 +100,7 @@ fn scripts_list_and_drop_lessons() {
     let list = run::printed(home, &["feedback", "lessons"]);
     assert_eq!(
         list,
-        format!("1  “{NOTE}”\n   3x, in force\nfinch feedback lessons drop NUMBER takes one away; its rating stays.\n")
+        format!("1  “{NOTE}”\n   3x, in force\nfinch feedback lessons drop N takes one away; its rating stays.\n")
     );
     assert_eq!(run::printed(home, &["feedback", "lessons", "list"]), list);
     assert!(run::said(home, &["feedback", "lessons", "drop", "1"]).contains("Lesson 1 is out of the prompts"));

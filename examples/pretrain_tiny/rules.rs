@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
+use finch::feedback::lesson::prompt::HEADING;
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 
-const HEADING: &str = "Follow these rules, which the user gave:";
 const SECTIONS: [&str; 8] = ["notes", "begin", "end", "sign", "lower", "upper", "words", "names"];
 const SYLLABLES: &[&str] = &[
     "ka", "lo", "mi", "ru", "ve", "ta", "no", "shi", "pel", "dor", "gri", "zan", "bu", "fex", "wy", "qua", "ost",

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::example::{WaitReason, judge_all};
+use super::lesson::prompt::HEADING;
 use super::record::{Feedback, Finish, Interaction};
 use super::rule::{Rule, rules};
 use crate::model::message::{Message, Role};
@@ -92,11 +93,10 @@ pub fn rewriting(messages: &[Message], answer: &str, note: &str) -> Vec<Message>
 pub fn ruled(messages: &[Message], note: &str) -> Vec<Message> {
     let rule = format!("- {}", note.split_whitespace().collect::<Vec<_>>().join(" "));
     let mut messages = messages.to_vec();
-    let head = "Follow these rules, which the user gave:";
     match messages.first_mut().filter(|first| first.role == Role::System) {
-        Some(system) if system.content.contains(head) => system.content.push_str(&format!("\n{rule}")),
-        Some(system) => system.content.push_str(&format!("\n\n{head}\n{rule}")),
-        None => messages.insert(0, Message::system(format!("{head}\n{rule}"))),
+        Some(system) if system.content.contains(HEADING) => system.content.push_str(&format!("\n{rule}")),
+        Some(system) => system.content.push_str(&format!("\n\n{HEADING}\n{rule}")),
+        None => messages.insert(0, Message::system(format!("{HEADING}\n{rule}"))),
     }
     messages
 }

@@ -40,7 +40,7 @@ pub const COMMANDS: [Entry; 19] = [
     entry("/rate", "1-5 [note]", "one to five stars", &[]),
     entry("/correct", "TEXT", "the better answer: finch trains on it", &[]),
     entry("/undo", "", "take the last feedback back", &[]),
-    entry("/lessons", "[drop NUMBER]", "the notes that act as rules; take one away", &LESSONS_WORDS),
+    entry("/lessons", "[list | drop N]", "the notes that act as rules; take one away", &LESSONS_WORDS),
     entry(
         "/adapters",
         "[list | load NAME | unload | delete NAME | rollback]",

@@ -57,7 +57,7 @@ pub fn lessons(view: &LessonsView, drop: &str) -> String {
         out += &format!("{:>column$}  “{}”\n", line.id, text::one_line(&line.note, NOTE));
         out += &format!("{:column$}  {}x, {}{}\n", "", factor(line.weight), place(&line.place), shared(line));
     }
-    out + &format!("{drop} NUMBER takes one away; its rating stays.\n")
+    out + &format!("{drop} N takes one away; its rating stays.\n")
 }
 
 fn place(place: &Whereabouts) -> String {
@@ -112,7 +112,7 @@ mod tests {
             lessons(&LessonsView { lines: vec![about, line(12, carried)] }, DROP),
             " 3  “Never use .unwrap()”\n    10x, in the prompt; you asked about rust, file\n\
              12  “Never use .unwrap()”\n    10x, carried by lora_1\n\
-             /lessons drop NUMBER takes one away; its rating stays.\n"
+             /lessons drop N takes one away; its rating stays.\n"
         );
         for (place, words) in [
             (Whereabouts::Next, "from the next answer on"),
