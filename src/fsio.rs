@@ -66,7 +66,10 @@ fn private_options() -> OpenOptions {
 
 /// Makes sure that a private file (0600) is there, for libraries that open it themselves; the content stays.
 pub fn create_private_file(path: &Path) -> Result<()> {
-    private_options().create(true).append(true).open(path).map_err(|e| failed("create", path, e))?;
+    let opened = private_options().create(true).append(true).open(path);
+    opened.map_err(|e| {
+        failed("open", path, e).hint("check that it can be written; FINCH_HOME names another data folder")
+    })?;
     restrict(path, 0o600).map_err(|e| failed("make private", path, e))
 }
 

@@ -101,6 +101,24 @@ fn the_last_answer_can_be_rated_after_a_restart() {
 }
 
 #[test]
+fn a_terminal_without_control_sequences_has_a_plain_chat() {
+    let home = tempfile::tempdir().unwrap();
+    let mut t = Terminal::start_with::<&str>(
+        env!("CARGO_BIN_EXE_finch"),
+        &[],
+        home.path(),
+        &[("TERM", "dumb"), ("NO_COLOR", "")],
+    );
+    assert!(!t.ask("What is finch?").is_empty());
+    assert!(t.ask("/good").contains("Feedback recorded"));
+    t.line("/train");
+    t.wait_for("Starting background training");
+    t.send(CTRL_D);
+    assert_eq!(t.wait_for_exit(), 0);
+    assert!(!t.raw().contains(&0x1b), "{}", String::from_utf8_lossy(&t.raw()));
+}
+
+#[test]
 fn slips_are_not_sent_and_two_slashes_are() {
     let mut chat = Chat::start(&[]);
     let t = &mut chat.terminal;

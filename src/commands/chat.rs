@@ -68,7 +68,7 @@ fn one_answer(ground: Ground, question: &str, args: ChatArgs) -> Result<()> {
     let interrupts = Interrupts::listen(runtime.handle());
     let cancel = CancelFlag::new();
     let colours = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let style = Style { live: stderr().is_terminal(), colours };
+    let style = Style { live: terminal::is_capable(&stderr()), colours };
     let mut screen = AnswerScreen::new(stdout(), stderr(), style, terminal::columns);
     let mut trouble = None;
     let answered = interrupts.during(&cancel, || {

@@ -101,6 +101,11 @@ impl Input {
         self.printer.clone()
     }
 
+    /// Whether the terminal holds a line editor, and so understands control sequences.
+    pub fn is_edited(&self) -> bool {
+        matches!(self.source, Source::Editor { .. })
+    }
+
     /// Whether a person sits there who can be asked.
     pub fn is_interactive(&self) -> bool {
         match self.source {

@@ -55,7 +55,7 @@ pub struct Repl {
 impl Repl {
     /// `input`: from [`open_input`]. `runtime` carries what goes on beside the chat.
     pub fn new(session: Session, input: Input, runtime: &Handle) -> Repl {
-        let live = input.is_interactive();
+        let live = input.is_edited();
         let colours = live && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let announced = Announced::default();
         let background = Background::start(&session, input.printer(), announced.clone(), runtime);
@@ -65,7 +65,8 @@ impl Repl {
 
     /// Runs until the user leaves. An interrupted error: without waiting for a training, which still runs.
     pub fn run(mut self) -> Result<()> {
-        let _quiet = QuietKeys::start();
+        // Without an editor the terminal itself takes the line: it must echo.
+        let _quiet = self.input.is_edited().then(QuietKeys::start);
         self.say(&self.welcome()?)?;
         loop {
             let effects = match self.input.read(PROMPT)? {

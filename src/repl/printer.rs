@@ -99,6 +99,7 @@ impl Printer {
         let mut state = self.shared.lock();
         state.open = false;
         state.progress_above = false;
+        state.progress_due = state.progress.is_some(); // it stands above the next prompt again
         let until = Instant::now() + HAND_OVER;
         while state.writing && Instant::now() < until {
             state = self.shared.wait(state, Some(HAND_OVER));

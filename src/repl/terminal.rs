@@ -1,7 +1,10 @@
 //! The terminal's modes outside the line editor: no echo while an answer is written, and its width.
 //!
-//! While the chat is open, keys are never echoed by the terminal itself: what is typed during an answer waits unseen in
-//! the terminal's queue and comes up at the next prompt. Ctrl-C stays a signal. On systems without termios nothing changes.
+//! While a chat with a line editor runs, keys are never echoed by the terminal itself: what is typed during an answer
+//! waits unseen in the terminal's queue and comes up at the next prompt. Ctrl-C stays a signal. On systems without termios
+//! nothing changes.
+
+use std::io::IsTerminal;
 
 use super::wrap::wrapped;
 
@@ -46,6 +49,12 @@ impl Drop for QuietKeys {
 pub fn drop_typed() {
     #[cfg(unix)]
     let _ = rustix::termios::tcflush(std::io::stdin(), rustix::termios::QueueSelector::IFlush);
+}
+
+/// Whether a stream goes to a terminal that understands control sequences: rows are rewritten there, and coloured.
+pub fn is_capable(stream: &impl IsTerminal) -> bool {
+    let dumb = std::env::var("TERM").is_ok_and(|term| matches!(term.as_str(), "dumb" | "cons25" | "emacs"));
+    stream.is_terminal() && !dumb
 }
 
 /// Columns of the terminal that standard output goes to; None: it goes elsewhere, or the terminal does not tell.

@@ -134,6 +134,7 @@ impl Fault {
                         "another process has held it for more than 10 seconds: end that one, then try again"
                     }
                     Some(ErrorCode::DiskFull) => "the disk is full: free some space, then try again",
+                    Some(ErrorCode::SystemIoFailure) => "see whether the disk is full or fails, then try again",
                     Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
                         "check that the file and its folder belong to you and can be written"
                     }

@@ -1,12 +1,12 @@
 //! How far a training is: a bar on a terminal, plain lines otherwise.
 
-use std::io::{IsTerminal, stderr};
+use std::io::stderr;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::learn::fit::Progress;
-use crate::repl::{render, render_training};
+use crate::repl::{render, render_training, terminal};
 use crate::train::run::StepReport;
 
 /// Plain lines of a whole training, about.
@@ -25,7 +25,7 @@ pub enum Bar {
 
 impl Bar {
     pub fn start(steps: usize) -> Bar {
-        if !stderr().is_terminal() {
+        if !terminal::is_capable(&stderr()) {
             return Bar::Lines { steps, started: Instant::now() };
         }
         let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::stderr());
@@ -69,7 +69,7 @@ pub enum Spinner {
 
 impl Spinner {
     pub fn start(doing: &'static str) -> Spinner {
-        if !stderr().is_terminal() {
+        if !terminal::is_capable(&stderr()) {
             return Spinner::Lines { last: None };
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
