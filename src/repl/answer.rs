@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-use super::wrap::Wrap;
+use super::wrap::{Wrap, wrapped};
 
 /// Goes to the row's start and erases it.
 const ERASE_ROW: &str = "\r\x1b[2K";
@@ -68,7 +68,9 @@ impl<O: Write, A: Write> AnswerScreen<O, A> {
         self.clear_remark()?;
         self.end_thought()?;
         self.end_row()?;
-        writeln!(self.aside, "{}", line.trim_end())?;
+        let line = line.trim_end();
+        let rows = (self.columns)().filter(|_| self.style.live).map(|columns| wrapped(line, columns));
+        writeln!(self.aside, "{}", rows.as_deref().unwrap_or(line))?;
         self.aside.flush()
     }
 
@@ -221,11 +223,11 @@ mod tests {
         screen.thought(" me see").expect("written");
         screen.text("One two th").expect("written");
         screen.text("ree four").expect("written");
-        screen.notice("stopped").expect("written");
+        screen.notice("stopped by you").expect("written");
         screen.text("five six").expect("written");
         screen.finish().expect("written");
         let shown = |bytes| String::from_utf8(bytes).expect("text");
-        assert_eq!(shown(aside), "(thinking)\nwell, let me\nsee\nstopped\n");
+        assert_eq!(shown(aside), "(thinking)\nwell, let me\nsee\nstopped by\nyou\n");
         assert_eq!(shown(out), "One two\nthree four\nfive six\n");
     }
 

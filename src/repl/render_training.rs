@@ -205,7 +205,7 @@ pub fn adapters(rows: &[AdapterRow], columns: Option<usize>) -> String {
             },
         ]);
     }
-    let layout = Layout { right: &[3, 4, 6], spare: &[2, 6, 3, 1, 4], least: 20 };
+    let layout = Layout { right: &[3, 4, 6], spare: &[2, 6, 3, 1, 4, 5], least: 20 };
     table(&cells, &layout, columns)
 }
 
