@@ -67,7 +67,7 @@ fn place(place: &Whereabouts) -> String {
         Whereabouts::Carried(adapter) => format!("carried by {}", plain(adapter)),
         Whereabouts::Waiting => "waiting: others fill the prompt".to_string(),
         Whereabouts::TooLong { tokens, budget } => {
-            format!("waiting: it has {tokens} tokens, and lessons may take {budget}")
+            format!("waiting: it takes {tokens} tokens, and lessons may take {budget}")
         }
         Whereabouts::InForce => "in force".to_string(),
         Whereabouts::Off => "waiting: lessons are off (feedback.lesson_tokens is 0)".to_string(),
@@ -117,7 +117,7 @@ mod tests {
         for (place, words) in [
             (Whereabouts::Next, "from the next answer on"),
             (Whereabouts::Waiting, "others fill the prompt"),
-            (Whereabouts::TooLong { tokens: 300, budget: 256 }, "it has 300 tokens, and lessons may take 256"),
+            (Whereabouts::TooLong { tokens: 300, budget: 256 }, "it takes 300 tokens, and lessons may take 256"),
             (Whereabouts::Off, "feedback.lesson_tokens"),
         ] {
             assert!(lessons(&LessonsView { lines: vec![line(1, place)] }, DROP).contains(words), "{words}");

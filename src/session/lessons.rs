@@ -53,7 +53,7 @@ pub enum Place {
     Carried(String),
     /// Others fill the prompt; a question that it is about brings it in.
     Waiting,
-    /// It has more tokens than lessons may take.
+    /// With the heading it takes so many tokens, more than lessons may.
     TooLong(usize),
 }
 
@@ -156,7 +156,7 @@ impl Session {
             None => Place::Carried(measured.adapter.clone().unwrap_or_default()),
             Some(_) if self.rules.chosen.contains(&lesson.id) => Place::Prompt,
             Some(_) if measured.is_certain(lesson.id, budget) => Place::Next,
-            Some(c) if c.tokens + measured.heading > full => Place::TooLong(c.tokens),
+            Some(c) if c.tokens + measured.heading > full => Place::TooLong(c.tokens + measured.heading),
             Some(_) => Place::Waiting,
         };
         let places: Vec<Place> = measured.lessons.iter().map(place).collect();

@@ -68,8 +68,9 @@ pub fn choose(before: &[i64], candidates: &[Candidate], budget: usize) -> Vec<i6
 
 /// Whether the lesson `id` is in the next prompt whatever is asked: with `before` and `budget` as in [`choose`].
 pub fn is_certain(id: i64, candidates: &[Candidate], budget: usize) -> bool {
-    let total = |fresh: bool| candidates.iter().filter(|c| c.fresh || !fresh).map(|c| c.tokens).sum::<usize>();
-    candidates.iter().find(|c| c.id == id).is_some_and(|c| total(c.fresh) <= budget)
+    let fitting = || candidates.iter().filter(|c| c.tokens <= budget);
+    let total = |fresh: bool| fitting().filter(|c| c.fresh || !fresh).map(|c| c.tokens).sum::<usize>();
+    fitting().find(|c| c.id == id).is_some_and(|c| total(c.fresh) <= budget)
 }
 
 fn tokens(set: &[Candidate]) -> usize {
@@ -146,13 +147,16 @@ mod tests {
     #[test]
     fn a_lesson_is_certain_only_where_no_question_could_keep_it_out() {
         let fresh = |id| Candidate { fresh: true, ..candidate(id, 10, 0.0) };
-        let all = [candidate(1, 10, 0.0), candidate(2, 10, 0.0), fresh(3)];
+        let long = Candidate { tokens: 40, ..fresh(4) };
+        let all = [candidate(1, 10, 0.0), candidate(2, 10, 0.0), fresh(3), long];
         assert!(is_certain(3, &all, 10) && !is_certain(3, &all, 9));
-        assert!(is_certain(1, &all, 30) && !is_certain(1, &all, 29) && !is_certain(9, &all, 99));
+        assert!(
+            is_certain(1, &all, 30) && !is_certain(1, &all, 29) && !is_certain(9, &all, 99) && !is_certain(4, &all, 39)
+        );
         // Against every question and every set before it.
         for budget in [10, 20, 30] {
             for before in [&[][..], &[1], &[2, 1], &[1, 2]] {
-                for scores in [[0.0, 0.0, 0.0], [5.0, 0.0, 0.0], [1.0, 9.0, 0.1]] {
+                for scores in [[0.0; 4], [5.0, 0.0, 0.0, 1.0], [1.0, 9.0, 0.1, 0.0]] {
                     let mut asked = all;
                     asked.iter_mut().zip(scores).for_each(|(c, score)| c.score = score);
                     let chosen = choose(before, &asked, budget);
