@@ -291,7 +291,7 @@ fn ask(args: &Args, config: &ModelConfig, chat: &Chat, corpus: &Corpus, file: &P
 
 /// All weights of the model in `folder`, in the order of `slots`.
 fn read_model(folder: &Path, slots: &[weights::Slot]) -> Result<Vec<f32>> {
-    let checkpoint = finch::model::safetensors::Checkpoint::open(folder)?;
+    let checkpoint = finch::model::checkpoint::Checkpoint::open(folder)?;
     let mut params = Vec::new();
     for slot in slots {
         params.extend(checkpoint.tensor(&slot.name, &slot.shape)?);

@@ -24,7 +24,7 @@ use crate::train::schedule::Shape;
     max_term_width = 100
 )]
 pub struct Cli {
-    /// The model: auto, builtin, or a Hugging Face folder
+    /// The model: auto, builtin, a Hugging Face folder or a GGUF file
     #[arg(long, short = 'm', global = true, value_name = "MODEL")]
     pub model: Option<String>,
     #[command(flatten)]
@@ -333,7 +333,7 @@ impl RatingArgs {
 pub enum ModelsCommand {
     /// What a model is: architecture, sizes, tokenizer, digest
     Show {
-        /// auto, builtin, or a folder (default: the configured model)
+        /// auto, builtin, a folder or a GGUF file (default: the configured model)
         name: Option<String>,
     },
 }

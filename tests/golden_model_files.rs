@@ -6,13 +6,13 @@ mod common;
 use std::fs;
 
 use common::reference;
+use finch::model::checkpoint::Checkpoint;
 use finch::model::config::{Family, ModelConfig};
 use finch::model::digest::DigestCache;
 use finch::model::generation::GenerationConfig;
 use finch::model::load::{Model, ModelSource};
 use finch::model::lora::Target;
 use finch::model::message::Message;
-use finch::model::safetensors::Checkpoint;
 use finch::model::tokenizer::Tokenizer;
 
 #[test]

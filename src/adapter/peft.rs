@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 use super::peft_config::{self, PeftConfig};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
+use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::lora::{LoraShape, LoraWeights, Target, peft_prefix};
-use crate::model::safetensors::Checkpoint;
 use crate::paths::Paths;
 
 pub const CONFIG_FILE: &str = "adapter_config.json";

@@ -22,7 +22,7 @@ fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
 
 #[rustfmt::skip] // one key a line
 static KEYS: [Key; 30] = [
-    Key { path: "model.name", set: |c, v| put(&mut c.model.name, v.name("a model: auto, builtin or a folder")) },
+    Key { path: "model.name", set: |c, v| put(&mut c.model.name, v.name("a model: auto, builtin, a folder or a GGUF file")) },
     Key { path: "generation.temperature", set: |c, v| put(&mut c.generation.temperature, v.number(0.0, 2.0).map(Some)) },
     Key { path: "generation.top_p", set: |c, v| put(&mut c.generation.top_p, v.number_above(0.0, 1.0).map(Some)) },
     Key { path: "generation.top_k", set: |c, v| put(&mut c.generation.top_k, v.whole(0, 1_000_000).map(Some)) },

@@ -35,6 +35,19 @@ pub struct ModelConfig {
     pub tied_embeddings: bool,
 }
 
+/// The most that a hyper-parameter may be, wherever it comes from; the least is 1.
+pub(super) mod limit {
+    pub const VOCABULARY: u64 = 1 << 22;
+    pub const HIDDEN: u64 = 1 << 16;
+    pub const INTERMEDIATE: u64 = 1 << 20;
+    pub const LAYERS: u64 = 1 << 9;
+    pub const HEADS: u64 = 1 << 10;
+    pub const HEAD_DIM: u64 = 1 << 10;
+    pub const CONTEXT: u64 = 1 << 24;
+    pub const EPSILON: f64 = 0.1;
+    pub const ROPE_THETA: f64 = 1e12;
+}
+
 impl ModelConfig {
     /// Too small for one product to be worth sharing between threads; whole passes run side by side instead.
     pub fn is_small(&self) -> bool {
@@ -103,14 +116,14 @@ fn read(json: &[u8]) -> Result<ModelConfig> {
         Ok(size) if (1..=max).contains(&value) => Ok(size),
         _ => Err(Error::failure(format!("{key} is {value}, outside 1 to {max}"))),
     };
-    let hidden_size = size("hidden_size", raw.hidden_size, 1 << 16)?;
-    let heads = size("num_attention_heads", raw.num_attention_heads, 1 << 10)?;
+    let hidden_size = size("hidden_size", raw.hidden_size, limit::HIDDEN)?;
+    let heads = size("num_attention_heads", raw.num_attention_heads, limit::HEADS)?;
     let kv_heads = size("num_key_value_heads", raw.num_key_value_heads.unwrap_or(heads as u64), heads as u64)?;
     if !heads.is_multiple_of(kv_heads) {
         return Err(Error::failure(format!("{heads} attention heads cannot share {kv_heads} key/value heads evenly")));
     }
     let head_dim = match (raw.head_dim, family) {
-        (Some(dim), _) => size("head_dim", dim, 1 << 10)?,
+        (Some(dim), _) => size("head_dim", dim, limit::HEAD_DIM)?,
         (None, Family::Qwen3) => 128, // transformers' default
         (None, Family::Qwen2) if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         (None, Family::Qwen2) => {
@@ -121,19 +134,19 @@ fn read(json: &[u8]) -> Result<ModelConfig> {
         return Err(Error::failure(format!("head_dim is {head_dim}: rotary embeddings need an even number")));
     }
     let rms_norm_eps = raw.rms_norm_eps.unwrap_or(1e-6);
-    if !(rms_norm_eps > 0.0 && rms_norm_eps <= 0.1) {
-        return Err(Error::failure(format!("rms_norm_eps is {rms_norm_eps}, outside 0 to 0.1")));
+    if !(rms_norm_eps > 0.0 && rms_norm_eps <= limit::EPSILON) {
+        return Err(Error::failure(format!("rms_norm_eps is {rms_norm_eps}, outside 0 to {}", limit::EPSILON)));
     }
     let config = ModelConfig {
         family,
-        vocab_size: size("vocab_size", raw.vocab_size, 1 << 22)?,
+        vocab_size: size("vocab_size", raw.vocab_size, limit::VOCABULARY)?,
         hidden_size,
-        intermediate_size: size("intermediate_size", raw.intermediate_size, 1 << 20)?,
-        layers: size("num_hidden_layers", raw.num_hidden_layers, 1 << 9)?,
+        intermediate_size: size("intermediate_size", raw.intermediate_size, limit::INTERMEDIATE)?,
+        layers: size("num_hidden_layers", raw.num_hidden_layers, limit::LAYERS)?,
         heads,
         kv_heads,
         head_dim,
-        context: size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(32_768), 1 << 24)?,
+        context: size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(32_768), limit::CONTEXT)?,
         rms_norm_eps,
         rope_theta: rope_theta(&raw)?,
         attention_bias: match family {
@@ -211,10 +224,10 @@ fn rope_theta(raw: &Raw) -> Result<f64> {
         return Err(Error::failure(format!("partial_rotary_factor is {factor}; finch rotates whole heads")));
     }
     let theta = theta.unwrap_or(10_000.0); // transformers' default
-    if (1.0..=1e12).contains(&theta) {
+    if (1.0..=limit::ROPE_THETA).contains(&theta) {
         Ok(theta)
     } else {
-        Err(Error::failure(format!("rope_theta is {theta}, outside 1 to 1e12")))
+        Err(Error::failure(format!("rope_theta is {theta}, outside 1 to {:e}", limit::ROPE_THETA)))
     }
 }
 

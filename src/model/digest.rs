@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
-use super::safetensors::Checkpoint;
+use super::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::fsio;
 use crate::paths::Paths;

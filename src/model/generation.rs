@@ -57,8 +57,6 @@ impl GenerationConfig {
             None => Raw::default(),
         };
         let model: RawModel = serde_json::from_slice(config).context("config.json")?;
-        check(&raw).context("generation_config.json")?;
-
         let mut eos = Vec::new();
         for (file, ids) in [("generation_config.json", raw.eos_token_id), ("config.json", model.eos_token_id)] {
             let ids = match ids {
@@ -71,33 +69,34 @@ impl GenerationConfig {
             }
             eos.extend(ids);
         }
-        eos.extend(END_TOKENS.iter().filter_map(|token| tokenizer.special_id(token)));
-        eos.sort_unstable();
-        eos.dedup();
-
         let temperature = if raw.do_sample == Some(false) { Some(0.0) } else { raw.temperature };
-        Ok(GenerationConfig {
+        let config = GenerationConfig {
             eos,
             temperature,
             top_p: raw.top_p,
             top_k: raw.top_k.map(|k| usize::try_from(k).unwrap_or(usize::MAX)),
             repetition_penalty: raw.repetition_penalty.map(|penalty| penalty as f32),
-        })
+        };
+        config.checked(tokenizer).context("generation_config.json")
     }
-}
 
-fn check(raw: &Raw) -> Result<()> {
-    let ranges = [
-        ("temperature", raw.temperature, 0.0, 100.0),
-        ("top_p", raw.top_p, 0.0, 1.0),
-        ("repetition_penalty", raw.repetition_penalty, 0.01, 100.0),
-    ];
-    for (key, value, low, high) in ranges {
-        if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
-            return Err(Error::failure(format!("{key} is {value}, outside {low} to {high}")));
+    /// The same with the tokenizer's ends of a turn among `eos`. Errors name a number outside its range.
+    pub(super) fn checked(mut self, tokenizer: &Tokenizer) -> Result<GenerationConfig> {
+        let ranges = [
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("top_p", self.top_p, 0.0, 1.0),
+            ("repetition_penalty", self.repetition_penalty.map(f64::from), 0.01, 100.0),
+        ];
+        for (key, value, low, high) in ranges {
+            if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
+                return Err(Error::failure(format!("{key} is {value}, outside {low} to {high}")));
+            }
         }
+        self.eos.extend(END_TOKENS.iter().filter_map(|token| tokenizer.special_id(token)));
+        self.eos.sort_unstable();
+        self.eos.dedup();
+        Ok(self)
     }
-    Ok(())
 }
 
 #[cfg(test)]

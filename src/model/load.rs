@@ -1,6 +1,7 @@
 //! From a model's name to a model that can answer: which files, checked in which order.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +10,13 @@ use candle_core::Device;
 
 use super::Network;
 use super::builtin;
-use super::candle::CandleNetwork;
+use super::candle::{CandleNetwork, Memory};
+use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::digest::DigestCache;
 use super::generation::GenerationConfig;
-use super::safetensors::Checkpoint;
+use super::gguf::{self, Gguf};
+use super::storage::Storage;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
 use crate::error::{Context, Error, Result};
@@ -31,6 +34,8 @@ pub enum ModelSource {
     Builtin,
     /// A Hugging Face folder.
     Folder(PathBuf),
+    /// A GGUF file, or one part of such.
+    Gguf(PathBuf),
 }
 
 /// Weights that can decode and learn; all that work on token ids needs.
@@ -68,31 +73,41 @@ pub struct Facts {
     pub config: ModelConfig,
     /// Numbers in all its tensors.
     pub parameters: u64,
-    /// The types that its tensors are stored in, sorted.
-    pub types: Vec<String>,
+    /// How its tensors are stored: type, number of tensors, bytes; the most bytes first.
+    pub stored: Vec<(Storage, usize, u64)>,
+    /// The version of a GGUF file.
+    pub gguf: Option<u32>,
+    /// What running it takes.
+    pub memory: Memory,
     /// SHA-256 of the weights, in hex.
     pub digest: String,
 }
 
 impl ModelSource {
-    /// Finds out what `name` means: `auto`, `builtin` or a folder.
+    /// Finds out what `name` means: `auto`, `builtin`, a folder or a GGUF file (of any name).
     ///
-    /// Errors say what is there instead, or that a GGUF file or hub name cannot be used yet.
+    /// Errors say what is there instead, or that a hub name cannot be used yet.
     pub fn resolve(name: &str) -> Result<ModelSource> {
         if matches!(name, "auto" | "builtin") {
             return Ok(ModelSource::Builtin);
         }
         let path = expand_home(name);
         let fault = |what: &str| Error::failure(format!("{}: {what}", Paths::display(&path)));
-        let advice = "name a Hugging Face folder (config.json, tokenizer.json, model.safetensors), or `builtin`";
+        let absolute = || std::path::absolute(&path).with_context(|| Paths::display(&path));
+        let advice =
+            "name a Hugging Face folder (config.json, tokenizer.json, model.safetensors), a GGUF file, or `builtin`";
         if path.is_dir() {
-            return Ok(ModelSource::Folder(std::path::absolute(&path).with_context(|| Paths::display(&path))?));
+            return Ok(ModelSource::Folder(absolute()?));
         }
-        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
-            return Err(fault("finch cannot run GGUF files yet").hint(advice));
-        }
+        let named_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
         if path.exists() {
-            return Err(fault("this is a file, not a model folder").hint(advice));
+            return match named_gguf || Gguf::is_one(&path) {
+                true => Ok(ModelSource::Gguf(absolute()?)),
+                false => Err(fault("this is neither a model folder nor a GGUF file").hint(advice)),
+            };
+        }
+        if named_gguf {
+            return Err(fault("no such file").hint(advice));
         }
         if is_hub_name(name) {
             return Err(fault("no such folder, and finch cannot fetch models from the hub yet").hint(format!(
@@ -102,32 +117,47 @@ impl ModelSource {
         Err(fault("no such model folder").hint(advice))
     }
 
-    /// What the model is called: its folder's name, the hub's name within the hub's cache.
+    /// What the model is called: its folder's name, the hub's name within the hub's cache; a file's without `.gguf`.
     pub fn name(&self) -> String {
         match self {
             ModelSource::Builtin => builtin::NAME.to_string(),
             ModelSource::Folder(folder) => folder_name(folder),
+            ModelSource::Gguf(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+                let whole = || name.strip_suffix(".gguf").unwrap_or(&name);
+                gguf::split_name(&name).map_or_else(whole, |(prefix, _)| prefix).to_string()
+            }
         }
     }
 
     /// The shape of the network. Errors as those of [`Model::load`].
     pub fn config(&self) -> Result<ModelConfig> {
-        let read = || ModelConfig::from_json(&self.needed("config.json", MAX_SETTINGS)?);
+        let read = || match self {
+            ModelSource::Gguf(path) => Gguf::open(path)?.config(),
+            _ => self.json_config(),
+        };
         read().with_context(|| self.place())
+    }
+
+    fn json_config(&self) -> Result<ModelConfig> {
+        ModelConfig::from_json(&self.needed("config.json", MAX_SETTINGS)?)
     }
 
     /// See [`Facts`]. Errors as those of [`Model::load`], as far as the files' heads show them.
     pub fn facts(&self, digests: &DigestCache) -> Result<Facts> {
-        let config = self.config()?;
         let read = || -> Result<Facts> {
-            let checkpoint = self.checkpoint()?;
+            let Weights { config, checkpoint, gguf } = self.weights()?;
             let size = |name| checkpoint.shape(name).map_or(0, |shape| shape.iter().map(|n| *n as u64).product());
             let parameters = checkpoint.names().map(size).sum();
-            let mut types: Vec<String> =
-                checkpoint.names().filter_map(|name| Some(format!("{:?}", checkpoint.dtype(name)?))).collect();
-            types.sort();
-            types.dedup();
-            Ok(Facts { config, parameters, types, digest: digests.digest(&checkpoint)? })
+            let memory = CandleNetwork::memory(&config)?;
+            Ok(Facts {
+                parameters,
+                stored: stored(&checkpoint),
+                gguf,
+                memory,
+                digest: digests.digest(&checkpoint)?,
+                config,
+            })
         };
         read().with_context(|| self.place())
     }
@@ -148,6 +178,7 @@ impl ModelSource {
                 }
                 fsio::read_limited(&path, max_bytes).map(|bytes| Some(Cow::Owned(bytes)))
             }
+            ModelSource::Gguf(_) => Ok(None), // it has everything within
         }
     }
 
@@ -155,14 +186,25 @@ impl ModelSource {
         self.file(name, max_bytes)?.ok_or_else(|| Error::failure(format!("{name} is missing")))
     }
 
-    fn checkpoint(&self) -> Result<Checkpoint> {
-        match self {
-            ModelSource::Builtin => {
-                let name = "model.safetensors";
-                Checkpoint::from_bytes(name, self.needed(name, u64::MAX)?)
-            }
-            ModelSource::Folder(folder) => Checkpoint::open(folder),
+    /// Configuration and weights; the configuration is checked first.
+    fn weights(&self) -> Result<Weights> {
+        if let ModelSource::Gguf(path) = self {
+            let file = Gguf::open(path)?;
+            return Ok(Weights {
+                config: file.config()?,
+                gguf: Some(file.version),
+                checkpoint: file.into_checkpoint(),
+            });
         }
+        let config = self.json_config()?;
+        let checkpoint = match self {
+            ModelSource::Folder(folder) => Checkpoint::open(folder)?,
+            _ => {
+                let name = "model.safetensors";
+                Checkpoint::from_bytes(name, self.needed(name, u64::MAX)?)?
+            }
+        };
+        Ok(Weights { config, checkpoint, gguf: None })
     }
 
     /// In front of every error about one of its files.
@@ -170,8 +212,32 @@ impl ModelSource {
         match self {
             ModelSource::Builtin => "the built-in model".to_string(),
             ModelSource::Folder(folder) => Paths::display(folder),
+            // Its errors begin with the file's name.
+            ModelSource::Gguf(path) => Paths::display(path.parent().unwrap_or(path)),
         }
     }
+}
+
+/// Opened and checked, not read yet.
+struct Weights {
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    /// The version of a GGUF file.
+    gguf: Option<u32>,
+}
+
+/// See [`Facts::stored`].
+fn stored(checkpoint: &Checkpoint) -> Vec<(Storage, usize, u64)> {
+    let mut stored: BTreeMap<Storage, (usize, u64)> = BTreeMap::new();
+    for name in checkpoint.names() {
+        if let (Some(storage), Some(size)) = (checkpoint.storage(name), checkpoint.size(name)) {
+            let (count, bytes) = stored.entry(storage).or_default();
+            (*count, *bytes) = (*count + 1, *bytes + size);
+        }
+    }
+    let mut stored: Vec<_> = stored.into_iter().map(|(storage, (count, bytes))| (storage, count, bytes)).collect();
+    stored.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
+    stored
 }
 
 impl Base {
@@ -181,8 +247,7 @@ impl Base {
     }
 
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
-        let config = ModelConfig::from_json(&source.needed("config.json", MAX_SETTINGS)?)?;
-        let checkpoint = source.checkpoint()?;
+        let Weights { config, checkpoint, .. } = source.weights()?;
         let network = Arc::new(CandleNetwork::load(&config, &checkpoint, &device())?);
         Ok(Base {
             name: source.name(),
@@ -230,6 +295,12 @@ impl fmt::Debug for Model {
 }
 
 fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
+    if let ModelSource::Gguf(path) = source {
+        let file = Gguf::open(path)?;
+        let tokenizer = file.tokenizer()?;
+        let (template, generation) = (file.template()?, file.generation(&tokenizer)?);
+        return Ok(ChatFiles { tokenizer, template, generation });
+    }
     let config_json = source.needed("config.json", MAX_SETTINGS)?;
     let config = ModelConfig::from_json(&config_json)?;
     let tokenizer = Tokenizer::from_bytes(&source.needed("tokenizer.json", MAX_TOKENIZER)?)?;
@@ -313,14 +384,29 @@ mod tests {
     }
 
     #[test]
+    fn gguf_files_are_known_by_name_or_by_content() {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, content, name) in [
+            ("Qwen3-0.6B-Q8_0.gguf", "", "Qwen3-0.6B-Q8_0"),
+            ("big-00002-of-00003.gguf", "GGUF", "big"),
+            ("sha256-1f2e", "GGUF\u{3}", "sha256-1f2e"), // as Ollama keeps them
+        ] {
+            let path = folder.path().join(file);
+            fs::write(&path, content).unwrap();
+            let source = ModelSource::resolve(path.to_str().unwrap()).unwrap();
+            assert_eq!((source.name().as_str(), &source), (name, &ModelSource::Gguf(path)));
+        }
+    }
+
+    #[test]
     fn says_what_a_name_is_instead() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("notes.txt");
         fs::write(&file, "x").unwrap();
         for (name, expected) in [
             ("Qwen/Qwen3-0.6B", "cannot fetch models from the hub yet"),
-            ("somewhere/model.GGUF", "cannot run GGUF files yet"),
-            (file.to_str().unwrap(), "a file, not a model folder"),
+            ("somewhere/model.GGUF", "no such file"),
+            (file.to_str().unwrap(), "neither a model folder nor a GGUF file"),
             ("./no-such-folder", "no such model folder"),
             ("../a/b", "no such model folder"),
             ("", "no such model folder"),

@@ -8,15 +8,18 @@
 
 pub mod builtin;
 pub mod candle;
+pub mod checkpoint;
 pub mod config;
 pub mod courtesy;
 pub mod digest;
 pub mod generation;
+pub mod gguf;
 pub mod load;
 pub mod lora;
 pub mod message;
 pub mod safetensors;
 pub mod sampling;
+pub mod storage;
 pub mod template;
 pub mod tokenizer;
 

@@ -1,24 +1,19 @@
 //! Safetensors files as named tensors: a single file, shards with an index, or bytes in memory.
 //!
 //! Whatever a header says is checked against the file before anything is allocated from it: its own length, every
-//! tensor's offsets, dtype × shape, duplicate and overlapping tensors, the names of shards. Data is read a tensor at a
-//! time and handed out as f32.
+//! tensor's offsets, dtype × shape, duplicate and overlapping tensors, the names of shards.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::io::Read;
+use std::path::Path;
 
-use half::{bf16, f16};
-use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
-use sha2::{Digest, Sha256};
 
+use super::checkpoint::{Checkpoint, Entry, Shard};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
 
@@ -28,37 +23,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const MAX_HEADER: u64 = 100_000_000;
 const MAX_INDEX: u64 = 64 << 20;
 const MAX_RANK: usize = 8;
-/// Read this much at a time (bytes; a multiple of every element size).
-const CHUNK: usize = 1 << 20;
 
-/// An opened and checked set of safetensors files.
-pub struct Checkpoint {
-    shards: Vec<Shard>,
-    tensors: BTreeMap<String, Entry>,
-}
-
-struct Shard {
-    /// What errors call it: the file's name.
-    name: String,
-    path: Option<PathBuf>,
-    data: Data,
-}
-
-enum Data {
-    File(Mutex<File>),
-    Memory(Cow<'static, [u8]>),
-}
-
-/// A tensor whose place was checked to lie inside its shard.
-struct Entry {
-    shard: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    /// From the start of the file, in bytes.
-    start: u64,
-    len: u64,
-}
-
+/// The constructors for this format.
 impl Checkpoint {
     /// Opens the weights of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     /// Errors name the file, not the folder.
@@ -75,18 +41,15 @@ impl Checkpoint {
 
     /// Opens one safetensors file of any name.
     pub fn open_file(path: &Path) -> Result<Checkpoint> {
-        let mut tensors = BTreeMap::new();
-        let shard = Shard::open(path, 0, &mut tensors)?;
-        Ok(Checkpoint { shards: vec![shard], tensors })
+        let (shard, tensors) = Shard::open(path, |file, size| read_header(file, size, 0))?;
+        Ok(joined(vec![shard], tensors))
     }
 
     /// Reads a safetensors file that is already in memory; `name` is what errors call it.
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Checkpoint> {
         let bytes = bytes.into();
-        let mut tensors = BTreeMap::new();
-        read_header(&mut &*bytes, bytes.len() as u64, 0, &mut tensors).with_context(|| name.to_string())?;
-        let shard = Shard { name: name.to_string(), path: None, data: Data::Memory(bytes) };
-        Ok(Checkpoint { shards: vec![shard], tensors })
+        let tensors = read_header(&mut &*bytes, bytes.len() as u64, 0).with_context(|| name.to_string())?;
+        Ok(joined(vec![Shard::in_memory(name, bytes)], tensors))
     }
 
     fn open_sharded(folder: &Path) -> Result<Checkpoint> {
@@ -95,8 +58,8 @@ impl Checkpoint {
         let mut shards = Vec::new();
         let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
         for (number, name) in names.into_iter().enumerate() {
-            let mut found = BTreeMap::new();
-            shards.push(Shard::open(&folder.join(name), number, &mut found)?);
+            let (shard, found) = Shard::open(&folder.join(name), |file, size| read_header(file, size, number))?;
+            shards.push(shard);
             for (tensor, entry) in found {
                 if tensors.contains_key(&tensor) {
                     return Err(Error::failure(format!("{name}: tensor {tensor} stands in another shard too")));
@@ -113,149 +76,18 @@ impl Checkpoint {
         }
         match index.iter().find(|(tensor, _)| !tensors.contains_key(*tensor)) {
             Some((tensor, shard)) => Err(Error::failure(format!("{shard}: tensor {tensor} of {INDEX} is missing"))),
-            None => Ok(Checkpoint { shards, tensors }),
+            None => Ok(joined(shards, tensors)),
         }
     }
-
-    /// Tensor names in order.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|entry| entry.shape.as_slice())
-    }
-
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.tensors.get(name).map(|entry| entry.dtype)
-    }
-
-    /// The files behind it; empty when it lives in memory.
-    pub fn files(&self) -> Vec<&Path> {
-        self.shards.iter().filter_map(|shard| shard.path.as_deref()).collect()
-    }
-
-    /// Reads a tensor, row-major, as f32.
-    ///
-    /// Errors name the tensor: missing, another shape, a dtype other than F32, F16 or BF16, a value that is not finite.
-    pub fn tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
-        let entry = self.entry(name)?;
-        if entry.shape != expected_shape {
-            let (is, should) = (&entry.shape, expected_shape);
-            return Err(self.fault(entry, format!("tensor {name} has shape {is:?}, the configuration says {should:?}")));
-        }
-        let convert: fn(&[u8], &mut Vec<f32>) = match entry.dtype {
-            Dtype::F32 => |bytes, out| out.extend(elements(bytes).map(f32::from_le_bytes)),
-            Dtype::F16 => |bytes, out| out.extend(elements(bytes).map(|e| f16::from_le_bytes(e).to_f32())),
-            Dtype::BF16 => |bytes, out| out.extend(elements(bytes).map(|e| bf16::from_le_bytes(e).to_f32())),
-            other => {
-                return Err(self
-                    .fault(entry, format!("tensor {name} is stored as {other}"))
-                    .hint("finch reads F32, F16 and BF16 weights"));
-            }
-        };
-        // The product fits: it was checked against the length of the file.
-        let mut values = Vec::with_capacity(entry.shape.iter().product());
-        self.read(entry, |bytes| convert(bytes, &mut values)).with_context(|| format!("tensor {name}"))?;
-        match values.iter().find(|value| !value.is_finite()) {
-            Some(value) => Err(self.fault(entry, format!("tensor {name} holds {value}, which is not a finite number"))),
-            None => Ok(values),
-        }
-    }
-
-    /// SHA-256 in hex over name, dtype, shape and stored bytes of all tensors in the order of their names: the same for
-    /// the same weights, however they are cut into files.
-    pub fn digest(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        let field = |hash: &mut Sha256, bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        for (name, entry) in &self.tensors {
-            field(&mut hash, name.as_bytes());
-            field(&mut hash, entry.dtype.to_string().as_bytes());
-            let shape: Vec<u8> = entry.shape.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect();
-            field(&mut hash, &shape);
-            hash.update(entry.len.to_le_bytes());
-            self.read(entry, |bytes| hash.update(bytes)).with_context(|| format!("tensor {name}"))?;
-        }
-        Ok(hex(&hash.finalize()))
-    }
-
-    fn entry(&self, name: &str) -> Result<&Entry> {
-        self.tensors.get(name).ok_or_else(|| match self.shards.as_slice() {
-            [only] => Error::failure(format!("{}: tensor {name} is missing", only.name)),
-            _ => Error::failure(format!("{INDEX}: tensor {name} is missing")),
-        })
-    }
-
-    fn fault(&self, entry: &Entry, message: String) -> Error {
-        Error::failure(message).context(&self.shards[entry.shard].name)
-    }
-
-    /// Hands the tensor's bytes to `take`, a whole number of elements at a time.
-    fn read(&self, entry: &Entry, mut take: impl FnMut(&[u8])) -> Result<()> {
-        let shard = &self.shards[entry.shard];
-        match &shard.data {
-            // In range: `read_header` checked every entry against the length of `bytes`.
-            Data::Memory(bytes) => take(&bytes[entry.start as usize..(entry.start + entry.len) as usize]),
-            Data::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(entry.start)).with_context(|| &shard.name)?;
-                let mut buffer = vec![0; CHUNK.min(entry.len as usize)];
-                let mut left = entry.len;
-                while left > 0 {
-                    let part = &mut buffer[..CHUNK.min(left as usize)];
-                    file.read_exact(part).with_context(|| &shard.name)?;
-                    take(part);
-                    left -= part.len() as u64;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
-impl fmt::Debug for Checkpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Checkpoint({} tensors in {} files)", self.tensors.len(), self.shards.len())
-    }
+/// The names in these files are the ones that networks ask for.
+fn joined(shards: Vec<Shard>, tensors: BTreeMap<String, Entry>) -> Checkpoint {
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name) }
 }
 
-impl Shard {
-    fn open(path: &Path, number: usize, tensors: &mut BTreeMap<String, Entry>) -> Result<Shard> {
-        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let (mut file, size) = open_regular(path).with_context(|| &name)?;
-        read_header(&mut file, size, number, tensors).with_context(|| &name)?;
-        Ok(Shard { name, path: Some(path.to_path_buf()), data: Data::File(Mutex::new(file)) })
-    }
-}
-
-/// Opens a regular file (behind links or not: hub caches are made of links) and says how long it is.
-fn open_regular(path: &Path) -> Result<(File, u64)> {
-    // Looked at before it is opened: opening a pipe would wait for a writer.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(Error::failure("not a regular file"));
-    }
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    Ok((file, size))
-}
-
-fn elements<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
-    bytes.chunks_exact(N).filter_map(|chunk| chunk.try_into().ok())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Reads and checks the header of a file of `size` bytes; its tensors join `tensors`.
-fn read_header(file: &mut impl Read, size: u64, shard: usize, tensors: &mut BTreeMap<String, Entry>) -> Result<()> {
+/// Reads and checks the header of a file of `size` bytes; its tensors are said to lie in `shard`.
+fn read_header(file: &mut impl Read, size: u64, shard: usize) -> Result<BTreeMap<String, Entry>> {
     let mut length = [0; 8];
     if size < 8 {
         return Err(Error::failure(format!("{size} bytes are too few for a safetensors file")));
@@ -280,7 +112,7 @@ fn read_header(file: &mut impl Read, size: u64, shard: usize, tensors: &mut BTre
         entries.push((name, entry));
     }
     entries.sort_by_key(|(_, entry)| (entry.start, entry.len));
-    let mut end = 0;
+    let (mut end, mut tensors) = (0, BTreeMap::new());
     for (name, mut entry) in entries {
         if entry.start != end {
             let what = if entry.start < end { "overlaps the one before it" } else { "leaves a gap before it" };
@@ -294,7 +126,7 @@ fn read_header(file: &mut impl Read, size: u64, shard: usize, tensors: &mut BTre
     if end != data {
         return Err(Error::failure(format!("{} bytes at the end belong to no tensor", data - end)));
     }
-    Ok(())
+    Ok(tensors)
 }
 
 /// A header entry as a place within `data` bytes of tensor data.
@@ -313,7 +145,7 @@ fn check_tensor(info: TensorInfo, data: u64) -> Result<Entry> {
     if bits != len.checked_mul(8) {
         return Err(Error::failure(format!("{dtype} of shape {shape:?} does not take the {len} bytes it was given")));
     }
-    Ok(Entry { shard: 0, dtype, shape, start, len })
+    Ok(Entry { shard: 0, storage: dtype.into(), shape, start, len })
 }
 
 /// The header's tensors in file order, each name once.

@@ -3,6 +3,8 @@
 use super::*;
 use std::fs;
 
+use half::{bf16, f16};
+
 /// A file of the given header text and data.
 fn file(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

@@ -53,15 +53,25 @@ impl ChatTemplate {
             None => TokenizerConfig::default(),
         };
         let inner = config.chat_template.as_ref().and_then(TemplateField::default_source);
-        let mut template = Self::new(jinja.or(inner).unwrap_or(CHATML)).context("chat template")?;
-        for (name, token) in
-            [("bos_token", config.bos_token), ("eos_token", config.eos_token), ("pad_token", config.pad_token)]
-        {
-            if let Some(token) = token {
-                template.special.insert(name.to_string(), token.text());
-            }
-        }
+        let tokens =
+            [("bos_token", config.bos_token), ("eos_token", config.eos_token), ("pad_token", config.pad_token)];
+        let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token?.text())));
+        Self::with_tokens(jinja.or(inner), tokens)
+    }
+
+    /// A template (none: Qwen's plain turns) that knows these tokens by name (`eos_token`).
+    pub(super) fn with_tokens<'a>(
+        source: Option<&str>,
+        tokens: impl Iterator<Item = (&'a str, String)>,
+    ) -> Result<ChatTemplate> {
+        let mut template = Self::new(source.unwrap_or(CHATML)).context("chat template")?;
+        template.special = tokens.map(|(name, token)| (name.to_string(), token)).collect();
         Ok(template)
+    }
+
+    /// Whether the model brought it, and it is not Qwen's plain turns for want of one.
+    pub fn is_own(&self) -> bool {
+        self.source != CHATML
     }
 
     /// Whether the template knows of thinking on and off.

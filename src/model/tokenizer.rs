@@ -4,18 +4,18 @@
 //! plain text can never turn into one, whatever it contains. Only the chat template, and text that the model itself
 //! wrote, may name them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 use crate::error::{Context, Error, Result};
 
 /// No vocabulary is near this; ids beyond it are a damaged file.
-const MAX_VOCAB: usize = 1 << 22;
+pub(super) const MAX_VOCAB: usize = 1 << 22;
 
 /// A token that stands outside the BPE vocabulary's merges, or is kept out of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,6 +147,48 @@ impl Tokenizer {
     }
 }
 
+impl Tokenizer {
+    /// Puts a tokenizer together from its parts; `added`: id, content, whether it is marked special.
+    ///
+    /// Errors when the vocabulary lacks some of the 256 bytes or a merge's tokens, an id is out of bounds, an added token
+    /// empty or given twice.
+    pub(super) fn assemble(
+        vocab: Vocab,
+        merges: Merges,
+        normalizer: Option<NormalizerWrapper>,
+        pre_tokenizer: Option<PreTokenizerWrapper>,
+        added: impl Iterator<Item = (u32, String, bool)>,
+    ) -> Result<Tokenizer> {
+        let missing = (0..=255u8).filter(|&byte| !vocab.contains_key(char_of(byte).encode_utf8(&mut [0; 4]))).count();
+        if missing > 0 {
+            return Err(Error::failure(format!("the vocabulary lacks {missing} of the 256 bytes")));
+        }
+        let mut added: Vec<AddedToken> = added
+            .map(|(id, content, special)| AddedToken {
+                id,
+                // Qwen's `<|fim_prefix|>` and its like are not marked special, and steer all the same.
+                control: special || (content.starts_with("<|") && content.ends_with("|>")),
+                content,
+            })
+            .collect();
+        check_added(&added)?;
+        let highest = vocab.values().copied().chain(added.iter().map(|added| added.id)).max().unwrap_or(0);
+        let vocab_size = highest as usize + 1;
+        if vocab_size > MAX_VOCAB {
+            return Err(Error::failure(format!("token id {highest} is beyond {MAX_VOCAB}")));
+        }
+        added.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then_with(|| a.content.cmp(&b.content)));
+        let by_id = added.iter().enumerate().map(|(index, added)| (added.id, index)).collect();
+
+        check_merges(&vocab, &merges)?;
+        let bpe = BPE::builder().vocab_and_merges(vocab, merges).build();
+        let mut bpe = TokenizerImpl::new(bpe.map_err(|e| Error::failure(e.to_string()))?);
+        bpe.with_normalizer(normalizer).map_err(|e| Error::failure(e.to_string()))?;
+        bpe.with_pre_tokenizer(pre_tokenizer);
+        Ok(Tokenizer { bpe, added, by_id, vocab_size })
+    }
+}
+
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tokenizer({} ids)", self.vocab_size)
@@ -187,44 +229,60 @@ struct Added {
 
 #[derive(Deserialize)]
 struct Body {
-    model: BPE,
+    model: Bpe,
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
+}
+
+#[derive(Deserialize)]
+struct Bpe {
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+}
+
+/// "h i" in older files, ["h", "i"] in newer ones.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Text(String),
+    Pair(String, String),
 }
 
 fn read(json: &[u8]) -> Result<Tokenizer> {
     let head: Head = serde_json::from_slice(json)?;
     check(&head)?;
     let body: Body = serde_json::from_slice(json)?;
+    let merges = body.model.merges.into_iter().enumerate().map(|(at, merge)| match merge {
+        Merge::Pair(left, right) => Ok((left, right)),
+        Merge::Text(text) => {
+            pair(&text).ok_or_else(|| Error::failure(format!("merges[{at}] is {text:?}, not two tokens")))
+        }
+    });
+    let added = head.added_tokens.into_iter().map(|Added { id, content, special }| (id, content, special));
+    Tokenizer::assemble(
+        body.model.vocab.into_iter().collect(),
+        merges.collect::<Result<_>>()?,
+        body.normalizer,
+        body.pre_tokenizer,
+        added,
+    )
+}
 
-    let vocab = body.model.get_vocab();
-    let missing = (0..=255u8).filter(|&byte| !vocab.contains_key(char_of(byte).encode_utf8(&mut [0; 4]))).count();
-    if missing > 0 {
-        return Err(Error::failure(format!("the vocabulary lacks {missing} of the 256 bytes")));
+/// The two tokens of "h i".
+pub(super) fn pair(merge: &str) -> Option<(String, String)> {
+    let (left, right) = merge.split_once(' ')?;
+    (!right.contains(' ')).then(|| (left.to_string(), right.to_string()))
+}
+
+/// The library panics where a merge is longer than any token.
+fn check_merges(vocab: &Vocab, merges: &Merges) -> Result<()> {
+    for (at, (left, right)) in merges.iter().enumerate() {
+        let merged = format!("{left}{right}");
+        if let Some(strange) = [left, right, &merged].into_iter().find(|token| !vocab.contains_key(*token)) {
+            return Err(Error::failure(format!("merges[{at}]: {strange:?} is not in the vocabulary")));
+        }
     }
-    let highest = vocab.values().copied().chain(head.added_tokens.iter().map(|added| added.id)).max().unwrap_or(0);
-    let vocab_size = highest as usize + 1;
-    if vocab_size > MAX_VOCAB {
-        return Err(Error::failure(format!("token id {highest} is beyond {MAX_VOCAB}")));
-    }
-
-    let mut added: Vec<AddedToken> = head
-        .added_tokens
-        .into_iter()
-        .map(|Added { id, content, special }| AddedToken {
-            id,
-            // Qwen's `<|fim_prefix|>` and its like are not marked special, and steer all the same.
-            control: special || (content.starts_with("<|") && content.ends_with("|>")),
-            content,
-        })
-        .collect();
-    added.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then_with(|| a.content.cmp(&b.content)));
-    let by_id = added.iter().enumerate().map(|(index, added)| (added.id, index)).collect();
-
-    let mut bpe = TokenizerImpl::new(body.model);
-    bpe.with_normalizer(body.normalizer).map_err(|e| Error::failure(e.to_string()))?;
-    bpe.with_pre_tokenizer(body.pre_tokenizer);
-    Ok(Tokenizer { bpe, added, by_id, vocab_size })
+    Ok(())
 }
 
 fn check(head: &Head) -> Result<()> {
@@ -266,8 +324,12 @@ fn check(head: &Head) -> Result<()> {
     if steps.last().is_none_or(|last| last != "ByteLevel") {
         return refuse("the pre-tokenizer does not end in ByteLevel".to_string());
     }
+    Ok(())
+}
+
+fn check_added(added: &[AddedToken]) -> Result<()> {
     let (mut ids, mut contents) = (HashSet::new(), HashSet::new());
-    for added in &head.added_tokens {
+    for added in added {
         if added.content.is_empty() {
             return Err(Error::failure(format!("added token {} is empty", added.id)));
         }
@@ -391,7 +453,9 @@ pub(crate) mod tests {
             ("/model/continuing_subword_prefix", json!("éé"), "continuing_subword_prefix"),
             ("/model/vocab", json!({"h": 0, "i": 1, "hi": 2}), "lacks 254 of the 256 bytes"),
             ("/model/vocab/hi", json!(4_000_000_000u32), "beyond"),
-            ("/model/merges", json!(["h z9"]), "tokenizer.json"),
+            ("/model/merges", json!(["h z9"]), "merges[0]: \"z9\" is not in the vocabulary"),
+            ("/model/merges", json!([["hi", "hi"]]), "merges[0]: \"hihi\" is not in the vocabulary"),
+            ("/model/merges", json!(["h i", "hi"]), "merges[1] is \"hi\", not two tokens"),
             ("/normalizer", json!({"type": "Lowercase"}), "the normalizer is Lowercase"),
             ("/pre_tokenizer", json!(null), "does not end in ByteLevel"),
             ("/pre_tokenizer", json!({"type": "Metaspace"}), "the pre-tokenizer is Metaspace"),

@@ -26,10 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Tensor};
 
+use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::courtesy::Courtesy;
 use super::lora::LoraWeights;
-use super::safetensors::Checkpoint;
 use super::{Decoder, Learner, Network};
 use crate::error::{Context, Error, Result};
 use decode::CandleDecoder;
@@ -53,8 +53,23 @@ struct Shared {
     small: Option<rayon::ThreadPool>,
 }
 
+/// What a network takes while it runs, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    pub weights: u64,
+    /// Keys and values of one token.
+    pub token: u64,
+}
+
 impl CandleNetwork {
-    /// Reads all tensors of the checkpoint onto `device`, as f32.
+    /// What a network of this shape takes: weights, keys and values are f32, however the file stores them.
+    pub fn memory(config: &ModelConfig) -> Result<Memory> {
+        let weights = weights::slots(config)?.iter().map(|slot| 4 * slot.len() as u64).sum();
+        Ok(Memory { weights, token: 4 * 2 * (config.layers * config.kv_heads * config.head_dim) as u64 })
+    }
+
+    /// Reads all tensors of the checkpoint onto `device`, as f32: the narrowest type that holds every number of every
+    /// storage and in which products need no conversion.
     pub fn load(config: &ModelConfig, checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
         let weights = Weights::gather(config, &mut |name, shape| {
             let values = checkpoint.tensor(name, shape)?;

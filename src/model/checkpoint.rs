@@ -1,0 +1,208 @@
+//! Weights as named tensors in files, whatever the format: `safetensors` and `gguf` read the files' heads and check every
+//! tensor's place, this reads the tensors.
+//!
+//! A tensor is handed out as f32, or as it is stored, a piece at a time ([`Checkpoint::stored`]).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+
+use super::storage::Storage;
+use crate::error::{Context, Error, Result};
+
+/// Read about this much at a time, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// An opened and checked set of tensors in one or more files.
+pub struct Checkpoint {
+    pub(super) shards: Vec<Shard>,
+    /// By the files' own names.
+    pub(super) tensors: BTreeMap<String, Entry>,
+    /// From the name that a network asks for to the files' own.
+    pub(super) own_name: fn(&str) -> Cow<'_, str>,
+}
+
+pub(super) struct Shard {
+    /// What errors call it: the file's name.
+    pub name: String,
+    path: Option<PathBuf>,
+    data: Data,
+}
+
+enum Data {
+    File(Mutex<File>),
+    Memory(Cow<'static, [u8]>),
+}
+
+/// A tensor whose place was checked to lie inside its shard, and to hold exactly its numbers.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub shard: usize,
+    pub storage: Storage,
+    /// Slowest dimension first.
+    pub shape: Vec<usize>,
+    /// From the start of the file, in bytes.
+    pub start: u64,
+    pub len: u64,
+}
+
+impl Checkpoint {
+    /// Names of the tensors, as in the files, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.find(name).map(|entry| entry.shape.as_slice())
+    }
+
+    pub fn storage(&self, name: &str) -> Option<Storage> {
+        self.find(name).map(|entry| entry.storage)
+    }
+
+    /// Bytes that the tensor takes in its file.
+    pub fn size(&self, name: &str) -> Option<u64> {
+        self.find(name).map(|entry| entry.len)
+    }
+
+    /// The files behind it; empty when it lives in memory.
+    pub fn files(&self) -> Vec<&Path> {
+        self.shards.iter().filter_map(|shard| shard.path.as_deref()).collect()
+    }
+
+    /// Reads a tensor, row-major, as f32.
+    ///
+    /// Errors name the tensor: missing, another shape, of a type that finch does not read, a value that is not finite.
+    pub fn tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
+        let entry = self.entry(name, expected_shape)?;
+        let name = (self.own_name)(name);
+        let decode = entry.storage.decode().ok_or_else(|| {
+            self.fault(entry, format!("tensor {name} is stored as {}", entry.storage))
+                .hint("finch reads F32, F16 and BF16 weights")
+        })?;
+        // The product fits: it was checked against the length of the file.
+        let mut values = Vec::with_capacity(entry.shape.iter().product());
+        self.read(entry, |bytes| decode(bytes, &mut values)).with_context(|| format!("tensor {name}"))?;
+        match values.iter().find(|value| !value.is_finite()) {
+            Some(value) => Err(self.fault(entry, format!("tensor {name} holds {value}, which is not a finite number"))),
+            None => Ok(values),
+        }
+    }
+
+    /// Hands out a tensor as it is stored, row-major, a whole number of blocks at a time; says how it is stored. For
+    /// networks that compute on the blocks themselves. Errors as those of [`Checkpoint::tensor`], but looks at no value.
+    pub fn stored(&self, name: &str, expected_shape: &[usize], take: impl FnMut(&[u8])) -> Result<Storage> {
+        let entry = self.entry(name, expected_shape)?;
+        self.read(entry, take).with_context(|| format!("tensor {}", (self.own_name)(name)))?;
+        Ok(entry.storage)
+    }
+
+    /// SHA-256 in hex over name, type, shape and stored bytes of all tensors in the order of their names: the same for
+    /// the same weights, however they are cut into files.
+    pub fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        let field = |hash: &mut Sha256, bytes: &[u8]| {
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for (name, entry) in &self.tensors {
+            field(&mut hash, name.as_bytes());
+            field(&mut hash, entry.storage.to_string().as_bytes());
+            let shape: Vec<u8> = entry.shape.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect();
+            field(&mut hash, &shape);
+            hash.update(entry.len.to_le_bytes());
+            self.read(entry, |bytes| hash.update(bytes)).with_context(|| format!("tensor {name}"))?;
+        }
+        Ok(hex(&hash.finalize()))
+    }
+
+    fn find(&self, name: &str) -> Option<&Entry> {
+        self.tensors.get(&*(self.own_name)(name))
+    }
+
+    fn entry(&self, name: &str, expected_shape: &[usize]) -> Result<&Entry> {
+        let own = (self.own_name)(name);
+        let entry = self.tensors.get(&*own).ok_or_else(|| match self.shards.as_slice() {
+            [only] => Error::failure(format!("{}: tensor {own} is missing", only.name)),
+            shards => Error::failure(format!("tensor {own} is missing in all {} files", shards.len())),
+        })?;
+        if entry.shape != expected_shape {
+            let (is, should) = (&entry.shape, expected_shape);
+            return Err(self.fault(entry, format!("tensor {own} has shape {is:?}, the configuration says {should:?}")));
+        }
+        Ok(entry)
+    }
+
+    fn fault(&self, entry: &Entry, message: String) -> Error {
+        Error::failure(message).context(&self.shards[entry.shard].name)
+    }
+
+    /// Hands the tensor's bytes to `take`, a whole number of blocks at a time.
+    fn read(&self, entry: &Entry, mut take: impl FnMut(&[u8])) -> Result<()> {
+        let shard = &self.shards[entry.shard];
+        match &shard.data {
+            // In range: every entry was checked against the length of `bytes`.
+            Data::Memory(bytes) => take(&bytes[entry.start as usize..(entry.start + entry.len) as usize]),
+            Data::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(entry.start)).with_context(|| &shard.name)?;
+                let (_, block) = entry.storage.block();
+                let chunk = CHUNK / block * block;
+                let mut buffer = vec![0; chunk.min(entry.len as usize)];
+                let mut left = entry.len;
+                while left > 0 {
+                    let part = &mut buffer[..chunk.min(left as usize)];
+                    file.read_exact(part).with_context(|| &shard.name)?;
+                    take(part);
+                    left -= part.len() as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Checkpoint({} tensors in {} files)", self.tensors.len(), self.shards.len())
+    }
+}
+
+impl Shard {
+    /// Opens a file; `read_head` gets it and its length in bytes. Errors name the file.
+    pub fn open<T>(path: &Path, read_head: impl FnOnce(&mut File, u64) -> Result<T>) -> Result<(Shard, T)> {
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let (mut file, size) = open_regular(path).with_context(|| &name)?;
+        let head = read_head(&mut file, size).with_context(|| &name)?;
+        Ok((Shard { name, path: Some(path.to_path_buf()), data: Data::File(Mutex::new(file)) }, head))
+    }
+
+    pub fn in_memory(name: &str, bytes: Cow<'static, [u8]>) -> Shard {
+        Shard { name: name.to_string(), path: None, data: Data::Memory(bytes) }
+    }
+}
+
+/// Opens a regular file (behind links or not: hub caches are made of links) and says how long it is.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
+    // Looked at before it is opened: opening a pipe would wait for a writer.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(Error::failure("not a regular file"));
+    }
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
