@@ -73,6 +73,7 @@ impl Spinner {
             return Spinner::Lines { last: None };
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(ProgressStyle::default_spinner()); // else it is a bar without an end, and shows no words
         bar.set_message(doing);
         bar.enable_steady_tick(Duration::from_millis(120));
         Spinner::Terminal(bar)
