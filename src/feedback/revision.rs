@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::example::{WaitReason, judge_all};
-use super::lesson::prompt::HEADING;
+use super::lesson::{self, prompt};
 use super::record::{Feedback, Finish, Interaction};
 use super::rule::{Rule, rules};
 use crate::model::message::{Message, Role};
@@ -91,12 +91,12 @@ pub fn rewriting(messages: &[Message], answer: &str, note: &str) -> Vec<Message>
 
 /// The prompt with the note as a rule of the system prompt, in the form that lessons have.
 pub fn ruled(messages: &[Message], note: &str) -> Vec<Message> {
-    let rule = format!("- {}", note.split_whitespace().collect::<Vec<_>>().join(" "));
+    let rule = prompt::line(&lesson::one_line(note));
     let mut messages = messages.to_vec();
     match messages.first_mut().filter(|first| first.role == Role::System) {
-        Some(system) if system.content.contains(HEADING) => system.content.push_str(&format!("\n{rule}")),
-        Some(system) => system.content.push_str(&format!("\n\n{HEADING}\n{rule}")),
-        None => messages.insert(0, Message::system(format!("{HEADING}\n{rule}"))),
+        Some(system) if system.content.contains(prompt::HEADING) => system.content.push_str(&rule),
+        Some(system) => system.content.push_str(&format!("\n\n{}{rule}", prompt::HEADING)),
+        None => messages.insert(0, Message::system(format!("{}{rule}", prompt::HEADING))),
     }
     messages
 }

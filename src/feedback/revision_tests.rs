@@ -97,7 +97,7 @@ fn both_prompts_hold_the_note_and_the_question() {
     assert_eq!(rewriting[..2], [Message::user("How?"), Message::assistant("So.")]);
     assert!(rewriting[2].role == Role::User && rewriting[2].content.starts_with("Be precise\n\n"));
     let rules = "Follow these rules, which the user gave:\n- Be precise";
-    assert_eq!(ruled(&messages, "Be\n precise"), [Message::system(rules), Message::user("How?")]);
+    assert_eq!(ruled(&messages, "Be\n  precise "), [Message::system(rules), Message::user("How?")]);
     let system = [Message::system("You are a pirate."), Message::user("How?")];
     let first = ruled(&system, "Be precise");
     assert_eq!(first[0].content, format!("You are a pirate.\n\n{rules}"));

@@ -127,6 +127,11 @@ impl Session {
         self.give(NewFeedback::correction(text, &self.rules()).from_source(Source::Fix, None))
     }
 
+    /// Feedback was given in this session by other means than its own: undoing looks no further back.
+    pub fn has_given(&mut self) {
+        self.has_rated = true;
+    }
+
     /// Takes back the last feedback: of this session, else, while this one has given none, of those before.
     pub fn undo(&mut self) -> Result<Undone> {
         let mut undone = self.store().undo_last(Some(self.id()))?;

@@ -59,6 +59,11 @@ pub struct Reviser {
 }
 
 impl Reviser {
+    /// Notes are rules in the prompt of the turns to come.
+    pub fn notes_are_lessons(&self) -> bool {
+        self.config.feedback.lesson_tokens > 0
+    }
+
     /// The bad answers with a note that still wait, for the loaded model; waits for it.
     pub fn pending(&self, cancel: &CancelFlag) -> Result<Vec<Case>> {
         let loaded = self.host.wait(cancel)?;
@@ -187,9 +192,9 @@ impl Work<'_> {
 
     /// mean_t[log p(y_t | x, note) − log p(y_t | x)], in nat, by the model as it answers now.
     fn gain(&self, text: &str) -> Result<f64> {
-        let messages = &self.case.interaction.messages;
-        let with_note = self.logprobs(&revision::ruled(messages, self.case.note()), text)?;
-        Ok(revision::gain(&with_note, &self.logprobs(messages, text)?))
+        let messages = self.case.interaction.prompt(); // as training will see it
+        let with_note = self.logprobs(&revision::ruled(&messages, self.case.note()), text)?;
+        Ok(revision::gain(&with_note, &self.logprobs(&messages, text)?))
     }
 
     /// Log-probability of each token of the answer `text`, its end included; waits while the chat answers.

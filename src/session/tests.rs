@@ -25,6 +25,7 @@ use crate::model::template::ChatTemplate;
 use crate::model::tokenizer::tests::tokenizer;
 
 mod lessons;
+mod revise;
 
 const BASE: &str = "b0b0";
 const IM_START: u32 = 301;

@@ -66,6 +66,7 @@ impl Store {
             interactions::expect(transaction, other)?;
             let given = insert(transaction, interaction, new, rows::now())?;
             implied.metadata[IMPLIED_BY] = given.feedback.id.into();
+            implied.session = given.feedback.session.clone();
             let implied = insert(transaction, other, implied, rows::now())?;
             Ok((given, implied))
         })

@@ -221,7 +221,7 @@ fn feedback_in_one_breath_is_recorded_and_undone_as_one() {
     let first = store.add_interaction(&turn("s", 1, "q", "one")).unwrap().id;
     let second = store.add_interaction(&turn("s", 2, "q", "two")).unwrap().id;
     store.add_feedback(first, signal(Kind::Good).in_session("s")).unwrap();
-    let implied = (first, corrected("two").in_session("s"));
+    let implied = (first, corrected("two"));
     let (good, better) = store.add_feedback_with(second, signal(Kind::Good).in_session("s"), implied.clone()).unwrap();
     assert_eq!((good.feedback.interaction, better.feedback.interaction), (second, first));
     assert_eq!(kinds(&store.feedback_on(first).unwrap()), ["correction"]);

@@ -86,7 +86,7 @@ fn question(interaction: &Interaction) -> Option<&str> {
 }
 
 /// Lines joined, so that a note is one rule of the list; within a line nothing changes.
-fn one_line(note: &str) -> String {
+pub fn one_line(note: &str) -> String {
     note.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
