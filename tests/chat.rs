@@ -27,7 +27,9 @@ impl Chat {
 
     fn start_in(home: tempfile::TempDir, arguments: &[&str]) -> Chat {
         let finch = env!("CARGO_BIN_EXE_finch");
-        let terminal = Terminal::start_with(finch, arguments, home.path(), &[("FINCH_FEEDBACK_AUTO_TRAIN", "false")]);
+        // Better answers are another file's (`revisions.rs`).
+        let variables = [("FINCH_FEEDBACK_AUTO_TRAIN", "false"), ("FINCH_FEEDBACK_REVISE", "never")];
+        let terminal = Terminal::start_with(finch, arguments, home.path(), &variables);
         terminal.wait_for_prompt();
         Chat { terminal, home }
     }

@@ -25,7 +25,7 @@ const NOTE: &str = "Never use .unwrap() in production code";
 const RULES: &str = "Follow these rules, which the user gave:\n- Never use .unwrap() in production code";
 
 fn start(home: &Path) -> Terminal {
-    let quiet = [("FINCH_FEEDBACK_AUTO_TRAIN", "false")];
+    let quiet = [("FINCH_FEEDBACK_AUTO_TRAIN", "false"), ("FINCH_FEEDBACK_REVISE", "never")];
     let terminal = Terminal::start_with::<&str>(env!("CARGO_BIN_EXE_finch"), &[], home, &quiet);
     terminal.wait_for_prompt();
     terminal

@@ -100,7 +100,7 @@ fn chat(ground: Ground, args: ChatArgs) -> Result<()> {
     let session = session(ground, args, Fallback::Builtin)?;
     let input = open_input(session.paths())?;
     let runtime = runtime()?;
-    let left = Repl::new(session, input, runtime.handle()).run();
+    let left = Repl::new(session, input, runtime.handle())?.run();
     if left.as_ref().is_err_and(Error::is_interrupted) {
         runtime.shutdown_background(); // whoever was in a hurry does not wait for what still runs
     }

@@ -37,6 +37,8 @@ pub struct Parts {
     pub config: Config,
     /// `None` while the model is being loaded, or could not be.
     pub subject: Box<dyn Fn() -> Option<Subject> + Send + Sync>,
+    /// Done before each training's examples are read; ends soon once the courtesy is cancelled.
+    pub prepare: Box<dyn Fn(&Courtesy) + Send + Sync>,
     pub threads: usize,
 }
 
@@ -268,6 +270,7 @@ impl Shared {
     fn train(&self) {
         let reserved = self.lock().running.as_ref().map(|r| (r.status.trigger, Arc::clone(&r.courtesy)));
         let Some((trigger, courtesy)) = reserved else { return };
+        (self.parts.prepare)(&courtesy);
         let ended = match self.subject() {
             Some(subject) => self.round(&subject, trigger, courtesy),
             None => Err(Error::failure("the model was unloaded before its training began")),

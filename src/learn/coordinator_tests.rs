@@ -34,6 +34,7 @@ impl Desk {
             paths: house.paths.clone(),
             config: house.config.clone(),
             subject: Box::new(subject),
+            prepare: Box::new(|_| ()),
             threads: 2,
         };
         let (coordinator, told) = Coordinator::start(parts, runtime.handle());

@@ -8,6 +8,8 @@ use tokio::task::JoinHandle;
 
 use super::printer::Printer;
 use super::render_training as render;
+use super::revisions::Revisions;
+use crate::config::Revise;
 use crate::engine::CancelFlag;
 use crate::error::Result;
 use crate::learn::coordinator::{Coordinator, LearnEvent, Parts, Status, Subject};
@@ -37,14 +39,27 @@ pub struct Background {
 }
 
 impl Background {
-    /// For the chat of `session`; news go to `printer`.
-    pub fn start(session: &Session, printer: Printer, announced: Announced, runtime: &Handle) -> Background {
+    /// For the chat of `session`; news go to `printer`. Where the configuration makes better answers by itself, a training
+    /// waits for `revisions`.
+    pub fn start(
+        session: &Session,
+        printer: Printer,
+        announced: Announced,
+        revisions: Revisions,
+        runtime: &Handle,
+    ) -> Background {
+        let always = session.config().feedback.revise == Revise::Always;
         let host = Arc::clone(session.host());
         let parts = Parts {
             store: Arc::clone(session.store()),
             paths: session.paths().clone(),
             config: session.config().clone(),
             subject: Box::new(move || subject(&host)),
+            prepare: Box::new(move |courtesy| {
+                if always {
+                    revisions.settle(&|| courtesy.is_cancelled());
+                }
+            }),
             threads: default_threads(),
         };
         let (coordinator, events) = Coordinator::start(parts, runtime);

@@ -3,7 +3,7 @@
 //! The whole first word decides. What follows `/critical`, `/correct` and their like is kept as it was typed: only the
 //! white space that separates it from the command, and that at its very end, is not part of it.
 
-use super::help::{self, ADAPTERS_WORDS, LESSONS_WORDS, LEVELS, TRAIN_WORDS};
+use super::help::{self, ADAPTERS_WORDS, BUFFER_WORDS, LESSONS_WORDS, LEVELS, TRAIN_WORDS};
 use crate::feedback::kind::{Kind, Stars};
 use crate::nearest::nearest;
 
@@ -36,11 +36,14 @@ pub enum Command {
     },
     /// The better answer, as typed.
     Correct(String),
+    Fix,
+    /// With a hint, as typed.
+    Retry(Option<String>),
     Undo,
     Lessons(LessonsAction),
     Adapters(AdaptersAction),
     Train(TrainAction),
-    Buffer,
+    Buffer(BufferAction),
     Stats,
     Model,
     System(SystemAction),
@@ -67,6 +70,13 @@ pub enum AdaptersAction {
     Unload,
     Delete(String),
     Rollback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BufferAction {
+    Show,
+    /// Goes through what waits for a better answer.
+    Review,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +148,8 @@ fn command(entry: &'static help::Entry, rest: &str) -> Input {
         "/rate" => stars(entry, rest),
         "/correct" if rest.is_empty() => invalid(entry, "the better answer is missing"),
         "/correct" => Input::Command(Command::Correct(rest.to_string())),
+        "/fix" => alone(Command::Fix),
+        "/retry" => Input::Command(Command::Retry(note())),
         "/undo" => alone(Command::Undo),
         "/lessons" => lessons(entry, rest),
         "/adapters" => adapters(entry, rest),
@@ -147,7 +159,11 @@ fn command(entry: &'static help::Entry, rest: &str) -> Input {
             "cancel" => Input::Command(Command::Train(TrainAction::Cancel)),
             other => invalid(entry, unknown_word(other, &TRAIN_WORDS)),
         },
-        "/buffer" => alone(Command::Buffer),
+        "/buffer" => match rest {
+            "" => Input::Command(Command::Buffer(BufferAction::Show)),
+            "review" => Input::Command(Command::Buffer(BufferAction::Review)),
+            other => invalid(entry, unknown_word(other, &BUFFER_WORDS)),
+        },
         "/stats" => alone(Command::Stats),
         "/model" => alone(Command::Model),
         "/system" => Input::Command(Command::System(match rest {
@@ -411,10 +427,20 @@ mod tests {
     }
 
     #[test]
+    fn the_buffer_is_shown_or_reviewed_and_a_hint_is_kept_as_typed() {
+        let buffer = |action| Input::Command(Command::Buffer(action));
+        assert_eq!(parse("/buffer"), buffer(BufferAction::Show));
+        assert_eq!(parse("/buffer review"), buffer(BufferAction::Review));
+        assert!(fault("/buffer revue").contains("nearest is review"));
+        assert_eq!(parse("/retry"), Input::Command(Command::Retry(None)));
+        assert_eq!(parse("/retry  in  French"), Input::Command(Command::Retry(Some("in  French".into()))));
+    }
+
+    #[test]
     fn commands_without_arguments_take_none() {
         for (line, command) in [
             ("/undo", Command::Undo),
-            ("/buffer", Command::Buffer),
+            ("/fix", Command::Fix),
             ("/stats", Command::Stats),
             ("/model", Command::Model),
             ("/clear", Command::Clear),

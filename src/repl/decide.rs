@@ -1,9 +1,13 @@
 //! What a line leads to: (situation, line) → effects. Pure; the loop in [`super`] carries the effects out.
 
-use super::command::{AdaptersAction, Command, Input, LessonsAction, SystemAction, TrainAction, parse};
+use super::command::{AdaptersAction, BufferAction, Command, Input, LessonsAction, SystemAction, TrainAction, parse};
 use super::{help, render, render_training};
+use crate::config::Revise;
+use crate::feedback::Verdict;
 use crate::feedback::kind::Kind;
+use crate::feedback::revision::Case;
 use crate::learn::coordinator::Status;
+use crate::session::Acknowledgement;
 
 /// What the decision depends on beside the line.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -12,6 +16,18 @@ pub struct Situation {
     pub training: Option<Status>,
     /// Name of the active adapter.
     pub active_adapter: Option<String>,
+    pub asking: Option<Asking>,
+    /// A better answer is being made.
+    pub revising: bool,
+}
+
+/// What finch has asked; only a line that fits is taken as the answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Asking {
+    /// Why the last answer got this rating, which came without a note.
+    Why(Kind),
+    /// Whether the better answer on the screen is one.
+    Offer,
 }
 
 /// Something for the loop to do. Those that can fail say so themselves, in the end.
@@ -24,7 +40,22 @@ pub enum Effect {
         kind: Kind,
         note: Option<String>,
     },
+    /// The note to a rating that was recorded without one.
+    Explain {
+        kind: Kind,
+        note: String,
+    },
     Correct(String),
+    /// The last answer in the user's editor.
+    Fix,
+    /// The last question once more.
+    Retry(Option<String>),
+    AcceptOffer,
+    EditOffer,
+    RejectOffer,
+    /// The user goes on to something else.
+    LeaveOffer,
+    CancelRevisions,
     Undo,
     ShowLessons,
     DropLesson(i64),
@@ -44,6 +75,7 @@ pub enum Effect {
     CancelTraining,
     ShowLastTraining,
     ShowBuffer,
+    ReviewBuffer,
     ShowStats,
     ShowModel,
     ShowSystem,
@@ -55,7 +87,66 @@ pub enum Effect {
 
 /// What to do about one line.
 pub fn decide(situation: &Situation, line: &str) -> Vec<Effect> {
-    match parse(line) {
+    let input = parse(line);
+    match (situation.asking, &input) {
+        (Some(Asking::Why(kind)), Input::Prompt(note)) => return vec![Effect::Explain { kind, note: note.clone() }],
+        (Some(Asking::Offer), Input::Prompt(word)) if let Some(decision) = decision(word) => return vec![decision],
+        _ => {}
+    }
+    let leaves = situation.asking == Some(Asking::Offer) && input != Input::Empty;
+    let mut effects = understood(situation, input);
+    if leaves {
+        effects.insert(0, Effect::LeaveOffer);
+    }
+    effects
+}
+
+/// The words that decide about an offer.
+fn decision(word: &str) -> Option<Effect> {
+    Some(match word.to_lowercase().as_str() {
+        "a" | "accept" | "y" | "yes" => Effect::AcceptOffer,
+        "e" | "edit" => Effect::EditOffer,
+        "r" | "reject" | "n" | "no" => Effect::RejectOffer,
+        _ => return None,
+    })
+}
+
+/// Ctrl-C on an empty line.
+pub fn interrupted(situation: &Situation) -> Vec<Effect> {
+    match situation {
+        Situation { asking: Some(Asking::Why(_)), .. } => Vec::new(),
+        Situation { revising: true, .. } => vec![Effect::CancelRevisions],
+        _ => vec![Effect::Show(help::HOW_TO_LEAVE.to_string())],
+    }
+}
+
+/// What a bad rating leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FollowUp {
+    /// A word of why is asked for.
+    AskWhy,
+    /// A better answer is made, to be offered.
+    Offer(Case),
+    /// A better answer is made and accepted.
+    Accept(Case),
+    Nothing,
+}
+
+/// `asked`: the interaction about which why was asked last; it is asked once.
+pub fn follow_up(given: &Acknowledgement, revise: Revise, asked: Option<i64>) -> FollowUp {
+    let waits = matches!(given.verdict, Some(Verdict::Waiting(_)));
+    let case = Case::of(&given.interaction, &given.feedback).filter(|_| waits);
+    match (case, revise) {
+        (Some(case), Revise::Ask) => FollowUp::Offer(case),
+        (Some(case), Revise::Always) => FollowUp::Accept(case),
+        (Some(_), Revise::Never) => FollowUp::Nothing,
+        (None, _) if waits && given.feedback.note.is_none() && asked != Some(given.interaction.id) => FollowUp::AskWhy,
+        (None, _) => FollowUp::Nothing,
+    }
+}
+
+fn understood(situation: &Situation, input: Input) -> Vec<Effect> {
+    match input {
         Input::Empty => Vec::new(),
         Input::Prompt(prompt) => vec![Effect::Ask(prompt)],
         Input::Unknown { word, nearest } => vec![Effect::Show(render::unknown_command(&word, nearest))],
@@ -68,12 +159,15 @@ fn carry_out(situation: &Situation, command: Command) -> Vec<Effect> {
     vec![match command {
         Command::Rate { kind, note } => Effect::Rate { kind, note },
         Command::Correct(text) => Effect::Correct(text),
+        Command::Fix => Effect::Fix,
+        Command::Retry(hint) => Effect::Retry(hint),
         Command::Undo => Effect::Undo,
         Command::Lessons(LessonsAction::List) => Effect::ShowLessons,
         Command::Lessons(LessonsAction::Drop(id)) => Effect::DropLesson(id),
         Command::Adapters(action) => adapters(situation, action),
         Command::Train(action) => train(situation, action),
-        Command::Buffer => Effect::ShowBuffer,
+        Command::Buffer(BufferAction::Show) => Effect::ShowBuffer,
+        Command::Buffer(BufferAction::Review) => Effect::ReviewBuffer,
         Command::Stats => Effect::ShowStats,
         Command::Model => Effect::ShowModel,
         Command::System(SystemAction::Show) => Effect::ShowSystem,
@@ -159,6 +253,42 @@ mod tests {
         assert_eq!(decide(&idle(), line), [Effect::Rate { kind: Kind::Critical, note }]);
         assert_eq!(decide(&idle(), "👎🏿"), [Effect::Rate { kind: Kind::ThumbsDown, note: None }]);
         assert_eq!(decide(&idle(), "/correct So."), [Effect::Correct("So.".into())]);
+    }
+
+    #[test]
+    fn a_why_takes_a_note_and_nothing_else() {
+        let why = Situation { asking: Some(Asking::Why(Kind::ThumbsDown)), ..idle() };
+        let note = "too long, and no example".to_string();
+        assert_eq!(decide(&why, &note), [Effect::Explain { kind: Kind::ThumbsDown, note: note.clone() }]);
+        assert_eq!(decide(&why, "  "), []);
+        assert_eq!(decide(&why, "/stats"), [Effect::ShowStats], "a command skips the question");
+        assert_eq!(decide(&why, "👍"), [Effect::Rate { kind: Kind::ThumbsUp, note: None }]);
+        assert_eq!(interrupted(&why), []);
+    }
+
+    #[test]
+    fn an_offer_is_decided_by_a_word_and_left_by_any_other_line() {
+        let offer = Situation { asking: Some(Asking::Offer), ..idle() };
+        for (line, effect) in [
+            ("a", Effect::AcceptOffer),
+            ("Accept", Effect::AcceptOffer),
+            ("e", Effect::EditOffer),
+            ("reject", Effect::RejectOffer),
+            ("n", Effect::RejectOffer),
+        ] {
+            assert_eq!(decide(&offer, line), [effect], "{line}");
+            assert_eq!(decide(&idle(), line), [Effect::Ask(line.into())], "nothing is open: {line}");
+        }
+        assert_eq!(decide(&offer, "a question"), [Effect::LeaveOffer, Effect::Ask("a question".into())]);
+        assert_eq!(decide(&offer, "/buffer review"), [Effect::LeaveOffer, Effect::ReviewBuffer]);
+        assert_eq!(decide(&offer, ""), [], "an empty line leaves it open");
+    }
+
+    #[test]
+    fn ctrl_c_stops_what_is_being_made() {
+        let revising = Situation { revising: true, ..idle() };
+        assert_eq!(interrupted(&revising), [Effect::CancelRevisions]);
+        assert_eq!(shown(&interrupted(&idle())), help::HOW_TO_LEAVE);
     }
 
     #[test]

@@ -25,12 +25,13 @@ const fn entry(
 }
 
 pub const ADAPTERS_WORDS: [&str; 5] = ["list", "load", "unload", "delete", "rollback"];
+pub const BUFFER_WORDS: [&str; 1] = ["review"];
 pub const LESSONS_WORDS: [&str; 2] = ["list", "drop"];
 pub const TRAIN_WORDS: [&str; 2] = ["status", "cancel"];
 pub const LEVELS: [&str; 5] = ["critical", "high", "medium", "good", "normal"];
 
 /// Every command, in the order of the help text.
-pub const COMMANDS: [Entry; 19] = [
+pub const COMMANDS: [Entry; 21] = [
     entry("/critical", "[note]", "the answer is badly wrong; the note says what to do instead", &[]),
     entry("/medium", "[note]", "the answer is somewhat off", &[]),
     entry("/good", "[note]", "the answer is good (so are 👍 and +1 alone on a line)", &[]),
@@ -39,6 +40,8 @@ pub const COMMANDS: [Entry; 19] = [
     entry("/down", "[note]", "thumbs down, as 👎", &[]),
     entry("/rate", "1-5 [note]", "one to five stars", &[]),
     entry("/correct", "TEXT", "the better answer: finch trains on it", &[]),
+    entry("/fix", "", "the last answer in your editor; saving it corrects the answer", &[]),
+    entry("/retry", "[hint]", "answer again; 👍 then prefers the second answer to the first", &[]),
     entry("/undo", "", "take the last feedback back", &[]),
     entry("/lessons", "[list | drop N]", "the notes that act as rules; take one away", &LESSONS_WORDS),
     entry(
@@ -48,7 +51,7 @@ pub const COMMANDS: [Entry; 19] = [
         &ADAPTERS_WORDS,
     ),
     entry("/train", "[status | cancel]", "train now; see how far it is; stop it", &TRAIN_WORDS),
-    entry("/buffer", "", "the examples collected for training", &[]),
+    entry("/buffer", "[review]", "the examples for training; go through what waits for a better answer", &BUFFER_WORDS),
     entry("/stats", "", "what was asked, rated and trained", &[]),
     entry("/model", "", "which model and adapter answer", &[]),
     entry("/system", "[TEXT | off]", "show, set or remove the system prompt", &["off"]),

@@ -9,14 +9,17 @@ pub mod background;
 pub mod command;
 pub mod complete;
 pub mod decide;
+pub mod edit;
 pub mod help;
 pub mod input;
 pub mod interrupts;
 pub mod printer;
 pub mod render;
 pub mod render_lessons;
+pub mod render_revision;
 pub mod render_stats;
 pub mod render_training;
+pub mod revisions;
 pub mod table;
 pub mod terminal;
 pub mod views;
@@ -29,15 +32,19 @@ use tokio::runtime::Handle;
 
 use crate::adapter::registry::Registry;
 use crate::adapter::{active, switch};
+use crate::config::Revise;
 use crate::engine::CancelFlag;
 use crate::error::{Error, Result};
-use crate::feedback::Finish;
-use crate::session::{AdapterNotice, AskEvent, Loaded, ModelState, Session};
+use crate::feedback::kind::Kind;
+use crate::feedback::{Finish, Interaction};
+use crate::session::{Acknowledgement, AdapterNotice, AskEvent, Loaded, ModelState, Session};
 use answer::{AnswerScreen, Style};
 use background::{Announced, Background};
-use decide::{Effect, Situation, decide, leave};
+use decide::{Asking, Effect, FollowUp, Situation, decide, follow_up, interrupted, leave};
+use edit::Edited;
 use input::{AdapterNames, Input, Line};
 use interrupts::Interrupts;
+use revisions::{Manner, Offer, Revisions};
 use terminal::QuietKeys;
 
 const PROMPT: &str = "> ";
@@ -48,31 +55,47 @@ pub struct Repl {
     input: Input,
     interrupts: Interrupts,
     background: Background,
+    revisions: Revisions,
     style: Style,
     announced: Announced,
+    /// The rating whose reason the next line may tell.
+    why: Option<Kind>,
+    /// The interaction about which that was asked last.
+    asked_why: Option<i64>,
+    quiet: Option<QuietKeys>,
 }
 
 impl Repl {
     /// `input`: from [`open_input`]. `runtime` carries what goes on beside the chat.
-    pub fn new(session: Session, input: Input, runtime: &Handle) -> Repl {
+    /// Errors when the system refuses a thread.
+    pub fn new(session: Session, input: Input, runtime: &Handle) -> Result<Repl> {
         let live = input.is_edited();
         let colours = live && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let announced = Announced::default();
-        let background = Background::start(&session, input.printer(), announced.clone(), runtime);
+        let revisions = Revisions::start(session.reviser(), input.printer())?;
+        if session.config().feedback.revise == Revise::Always {
+            revisions.catch_up();
+        }
+        let background = Background::start(&session, input.printer(), announced.clone(), revisions.clone(), runtime);
         let interrupts = Interrupts::listen(runtime);
-        Repl { session, input, interrupts, background, style: Style { live, colours }, announced }
+        let style = Style { live, colours };
+        let (why, asked_why, quiet) = (None, None, None);
+        Ok(Repl { session, input, interrupts, background, revisions, style, announced, why, asked_why, quiet })
     }
 
     /// Runs until the user leaves. An interrupted error: without waiting for a training, which still runs.
     pub fn run(mut self) -> Result<()> {
         // Without an editor the terminal itself takes the line: it must echo.
-        let _quiet = self.input.is_edited().then(QuietKeys::start);
+        self.quiet = self.input.is_edited().then(QuietKeys::start).flatten();
         self.say(&self.welcome()?)?;
         loop {
-            let effects = match self.input.read(PROMPT)? {
-                Line::Text(line) => decide(&self.situation(), &line),
-                Line::Interrupted => vec![Effect::Show(help::HOW_TO_LEAVE.to_string())],
-                Line::End => leave(&self.situation()),
+            let line = self.input.read(if self.why.is_some() { render_revision::WHY } else { PROMPT })?;
+            let situation = self.situation();
+            self.why = None;
+            let effects = match line {
+                Line::Text(line) => decide(&situation, &line),
+                Line::Interrupted => interrupted(&situation),
+                Line::End => leave(&situation),
             };
             for effect in effects {
                 if effect == Effect::Leave {
@@ -90,7 +113,8 @@ impl Repl {
     }
 
     fn leave(self) -> Result<()> {
-        let Repl { background, interrupts, input, .. } = self;
+        let Repl { background, interrupts, input, revisions, .. } = self;
+        revisions.stop();
         let hurry = CancelFlag::new();
         let stopped = interrupts.during(&hurry, || background.stop(&hurry));
         input.printer().drain();
@@ -108,7 +132,13 @@ impl Repl {
 
     fn situation(&self) -> Situation {
         let active = self.loaded().and_then(|l| active::read(self.session.paths(), &l.model.base).ok());
-        Situation { training: self.background.status(), active_adapter: active.and_then(|a| a.live) }
+        let offered = self.revisions.offer().map(|_| Asking::Offer);
+        Situation {
+            training: self.background.status(),
+            active_adapter: active.and_then(|a| a.live),
+            asking: self.why.map(Asking::Why).or(offered),
+            revising: self.revisions.is_busy(),
+        }
     }
 
     fn carry_out(&mut self, effect: Effect) -> Result<()> {
@@ -121,12 +151,55 @@ impl Repl {
             }
             Effect::Rate { kind, note } => {
                 let given = self.session.rate(kind, note.as_deref())?;
-                self.acknowledge(&render::recorded(&views::recorded(&given)))
+                self.acknowledge(&render::recorded(&views::recorded(&given)))?;
+                self.follow_up(&given);
+                Ok(())
+            }
+            Effect::Explain { kind, note } => {
+                let given = self.session.rate(kind, Some(&note))?;
+                self.acknowledge(&render_revision::explained(kind, &note))?;
+                self.follow_up(&given);
+                Ok(())
             }
             Effect::Correct(text) => {
                 let given = self.session.correct(&text)?;
                 self.acknowledge(&render::recorded(&views::recorded(&given)))
             }
+            Effect::Fix => self.fix(),
+            Effect::Retry(hint) => {
+                let again = self.answer(|session, cancel, tell| session.retry(hint.as_deref(), cancel, tell))?;
+                if again.same {
+                    let greedy = again.interaction.sampling["temperature"].as_f64() == Some(0.0);
+                    self.say(&render_revision::same_again(greedy))?;
+                }
+                self.ended(&again.interaction)
+            }
+            Effect::AcceptOffer => match self.revisions.offer() {
+                Some(offer) => self.accept(&offer, None),
+                None => Ok(()), // decided from elsewhere since the line was read
+            },
+            Effect::EditOffer => match self.revisions.offer() {
+                Some(offer) => self.edit_offer(&offer),
+                None => Ok(()),
+            },
+            Effect::RejectOffer => match self.revisions.offer() {
+                Some(offer) => {
+                    self.session.reviser().reject(&offer.case, &offer.proposal)?;
+                    self.say(render_revision::REJECTED)?;
+                    self.revisions.decided();
+                    Ok(())
+                }
+                None => Ok(()),
+            },
+            Effect::LeaveOffer => {
+                self.revisions.leave_offer();
+                Ok(())
+            }
+            Effect::CancelRevisions => {
+                self.revisions.cancel();
+                self.say(render_revision::STOPPED)
+            }
+            Effect::ReviewBuffer => self.review_buffer(),
             Effect::Undo => {
                 let undone = self.session.undo()?;
                 self.say(&render::undone(&views::undone(&undone)))
@@ -193,13 +266,22 @@ impl Repl {
     }
 
     fn ask(&mut self, prompt: &str) -> Result<()> {
+        let interaction = self.answer(|session, cancel, tell| session.ask(prompt, cancel, tell))?;
+        self.ended(&interaction)
+    }
+
+    /// Shows an answer as it comes; Ctrl-C stops it.
+    fn answer<T>(
+        &mut self,
+        ask: impl FnOnce(&mut Session, &CancelFlag, &mut dyn FnMut(AskEvent)) -> Result<T>,
+    ) -> Result<T> {
         let cancel = CancelFlag::new();
         let mut screen = AnswerScreen::new(io::stdout(), io::stdout(), self.style, terminal::columns);
         let announced = self.announced.take();
         let session = &mut self.session;
         let mut trouble = None;
         let answered = self.interrupts.during(&cancel, || {
-            session.ask(prompt, &cancel, &mut |event| {
+            ask(session, &cancel, &mut |event| {
                 // Whoever cannot be shown an answer need not wait for its end.
                 if let Err(error) = show(&mut screen, event, announced.as_deref()) {
                     trouble = Some(error);
@@ -211,13 +293,78 @@ impl Repl {
             terminal::drop_typed();
         }
         screen.finish()?;
-        if let Some(error) = trouble {
-            return Err(Error::from(error).context("the terminal"));
+        match trouble {
+            Some(error) => Err(Error::from(error).context("the terminal")),
+            None => answered,
         }
-        let interaction = answered?;
-        if let Some(notice) = cut_off(interaction.finish, self.session.config().generation.max_tokens) {
-            self.say(&notice)?;
+    }
+
+    /// What is left to say about an answer.
+    fn ended(&self, interaction: &Interaction) -> Result<()> {
+        match cut_off(interaction.finish, self.session.config().generation.max_tokens) {
+            Some(notice) => self.say(&notice),
+            None => Ok(()),
         }
+    }
+
+    fn follow_up(&mut self, given: &Acknowledgement) {
+        match follow_up(given, self.session.config().feedback.revise, self.asked_why) {
+            FollowUp::AskWhy => {
+                self.why = Some(given.feedback.kind);
+                self.asked_why = Some(given.interaction.id);
+            }
+            FollowUp::Offer(case) => self.revisions.make(case, Manner::Offer),
+            FollowUp::Accept(case) => self.revisions.make(case, Manner::Accept),
+            FollowUp::Nothing => {}
+        }
+    }
+
+    fn fix(&mut self) -> Result<()> {
+        let (_, text) = self.session.fixable()?;
+        let Some((text, draft)) = self.edited(&text)? else { return Ok(()) };
+        match self.session.fix(&text) {
+            Ok(given) => self.acknowledge(&render::recorded(&views::recorded(&given))),
+            Err(error) => Err(error.hint(edit::kept_in(&draft.keep()))),
+        }
+    }
+
+    /// What the user made of `text` in the editor; `None`: nothing, which is said.
+    fn edited(&self, text: &str) -> Result<Option<(String, edit::Draft)>> {
+        if !self.style.live {
+            return Err(Error::failure("an editor needs a terminal").hint("/correct TEXT"));
+        }
+        match edit::edit(self.session.paths(), text, self.quiet.as_ref())? {
+            Edited::Changed(text, draft) => return Ok(Some((text, draft))),
+            Edited::Unchanged => self.say(render_revision::UNCHANGED)?,
+            Edited::Emptied => self.say(render_revision::EMPTIED)?,
+        }
+        Ok(None)
+    }
+
+    /// Records an offer, as it is or as the user edited it.
+    fn accept(&mut self, offer: &Offer, edited: Option<&str>) -> Result<()> {
+        let accepted = self.session.reviser().accept(&offer.case, &offer.proposal, edited);
+        if accepted.is_ok() || edited.is_none() {
+            self.revisions.decided();
+        }
+        self.session.has_given();
+        self.acknowledge(&render::recorded(&views::recorded(&accepted?)))
+    }
+
+    /// Where the text stays as it is, the offer stays open.
+    fn edit_offer(&mut self, offer: &Offer) -> Result<()> {
+        let Some((text, draft)) = self.edited(&offer.proposal.text)? else { return Ok(()) };
+        self.accept(offer, Some(&text)).map_err(|error| error.hint(edit::kept_in(&draft.keep())))
+    }
+
+    fn review_buffer(&mut self) -> Result<()> {
+        let cancel = CancelFlag::new();
+        let cases = self.interrupts.during(&cancel, || self.session.reviser().pending(&cancel))?;
+        if cases.is_empty() {
+            return self.say(render_revision::NOTHING_TO_REVIEW);
+        }
+        self.say(&render_revision::review(cases.len()))?;
+        self.revisions.review(cases);
         Ok(())
     }
 

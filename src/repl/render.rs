@@ -3,6 +3,7 @@
 //! Every figure is given from outside and was measured or counted there; nothing is made up or looked up here. Text of
 //! users and models goes through [`text::one_line`]. No meaning hangs on a colour.
 
+use crate::feedback::Source;
 use crate::feedback::kind::Kind;
 use crate::text;
 
@@ -34,6 +35,10 @@ pub struct Recorded {
     pub kind: Kind,
     pub weight: f64,
     pub buffer: BufferFigures,
+    /// Where a correction came from, if it was not typed as one.
+    pub source: Option<Source>,
+    /// It praises a second answer, which counts as better than the first with this weight.
+    pub preferred: Option<f64>,
     /// The judgement of the same answer that this one replaces.
     pub replaced: Option<Kind>,
     /// Set where the answer is not the one on the screen: the last one of an earlier session.
@@ -50,12 +55,16 @@ pub fn recorded(r: &Recorded) -> String {
         out += &format!("About the last answer of an earlier session:\n{}", quoted(about));
     }
     let what = match r.kind {
+        Kind::Correction if r.source == Some(Source::Revision) => "Better answer recorded".to_string(),
         Kind::Correction => "Correction recorded".to_string(),
         Kind::Rating(stars) => format!("Feedback recorded: {} of 5 stars", stars.count()),
         _ => "Feedback recorded".to_string(),
     };
     let weight = if r.weight > 0.0 { format!("weight: {}x", factor(r.weight)) } else { "not trained on".to_string() };
     out += &format!("{} {what} ({weight})\n", r.kind.badge());
+    if let Some(weight) = r.preferred {
+        out += &format!("   It counts as better than the answer before it (weight: {}x)\n", factor(weight));
+    }
     if let Some(before) = r.replaced {
         out += &format!("   It replaces your earlier rating of this answer: {}\n", label(before));
     }
@@ -123,6 +132,8 @@ pub struct WaitingRow {
     pub kind: Kind,
     pub prompt: String,
     pub note: Option<String>,
+    /// A better answer is there, and nobody has decided about it.
+    pub proposed: bool,
 }
 
 pub fn buffer(b: &BufferView) -> String {
@@ -155,15 +166,20 @@ pub fn buffer(b: &BufferView) -> String {
         }
     }
     if !b.waiting.is_empty() {
-        out += "\nWaiting for a better answer; ask again and use /correct TEXT:\n";
+        out += "\nWaiting for a better answer:\n";
         let hidden = b.waiting.len().saturating_sub(BUFFER_ROWS);
         if hidden > 0 {
             out += &format!("   … {hidden} older ones\n");
         }
         for row in &b.waiting[hidden..] {
             let note = row.note.as_ref().map(|n| format!("  note: {}", quote_in(n, 40))).unwrap_or_default();
-            out += &format!("   {} {}{note}\n", row.kind.badge(), quote_in(&row.prompt, 40));
+            let proposed = if row.proposed { "  💡 one is there" } else { "" };
+            out += &format!("   {} {}{note}{proposed}\n", row.kind.badge(), quote_in(&row.prompt, 40));
         }
+        out += match b.waiting.iter().any(|row| row.note.is_some()) {
+            true => "   /buffer review goes through those with a note; or ask again and use /correct TEXT\n",
+            false => "   Ask again and use /correct TEXT\n",
+        };
     }
     out
 }
@@ -307,7 +323,17 @@ mod tests {
     }
 
     fn plain_record(kind: Kind, weight: f64) -> Recorded {
-        Recorded { kind, weight, buffer: figures(), replaced: None, earlier: None, unused: None, applies: false }
+        Recorded {
+            kind,
+            weight,
+            buffer: figures(),
+            source: None,
+            preferred: None,
+            replaced: None,
+            earlier: None,
+            unused: None,
+            applies: false,
+        }
     }
 
     #[test]
@@ -323,6 +349,10 @@ mod tests {
             recorded(&good),
             "🟢 Feedback recorded (weight: 1x)\n   Training buffer: 1 example (1.0 weighted)\n"
         );
+        let revised = Recorded { source: Some(Source::Revision), ..plain_record(Kind::Correction, 10.0) };
+        assert!(recorded(&revised).starts_with("📝 Better answer recorded (weight: 10x)\n"));
+        let preferred = Recorded { preferred: Some(3.0), ..plain_record(Kind::ThumbsUp, 1.0) };
+        assert!(recorded(&preferred).contains("better than the answer before it (weight: 3x)"));
         for (kind, first) in [
             (Kind::Medium, "🟡 Feedback recorded (weight: 3x)\n"),
             (Kind::ThumbsUp, "👍 Feedback recorded (weight: 3x)\n"),
@@ -395,7 +425,12 @@ mod tests {
                 },
                 ExampleRow { weight: 1.0, share: 1.0 / 11.0, new: true, prompt: "b?".into(), completion: "B.".into() },
             ],
-            waiting: vec![WaitingRow { kind: Kind::Critical, prompt: "c?".into(), note: Some("never  that".into()) }],
+            waiting: vec![WaitingRow {
+                kind: Kind::Critical,
+                prompt: "c?".into(),
+                note: Some("never  that".into()),
+                proposed: true,
+            }],
         };
         assert_eq!(
             buffer(&view),
@@ -404,8 +439,9 @@ mod tests {
              \x20  share  weight\n\
              \x20    91 %     10x       “a?” → “A.”\n\
              \x20     9 %      1x  new  “b?” → “B.”\n\n\
-             Waiting for a better answer; ask again and use /correct TEXT:\n\
-             \x20  🔴 “c?”  note: “never that”\n"
+             Waiting for a better answer:\n\
+             \x20  🔴 “c?”  note: “never that”  💡 one is there\n\
+             \x20  /buffer review goes through those with a note; or ask again and use /correct TEXT\n"
         );
         let off = buffer(&BufferView { auto_train: false, ..view });
         assert!(off.contains("auto_train is off"));

@@ -13,13 +13,19 @@ use super::wrap::wrapped;
 pub struct QuietKeys {
     #[cfg(unix)]
     original: rustix::termios::Termios,
+    #[cfg(unix)]
+    quiet: rustix::termios::Termios,
 }
+
+/// While it lives the terminal is as it was before the chat, for another program; then quiet again, whatever that one left.
+#[derive(Debug)]
+pub struct Lifted<'a>(#[cfg_attr(not(unix), expect(dead_code))] &'a QuietKeys);
 
 impl QuietKeys {
     /// Turns echo and line-wise input off; None where standard input is no terminal.
     #[cfg(unix)]
     pub fn start() -> Option<QuietKeys> {
-        use rustix::termios::{InputModes, LocalModes, OptionalActions, tcgetattr, tcsetattr};
+        use rustix::termios::{InputModes, LocalModes, tcgetattr};
         let original = tcgetattr(std::io::stdin()).ok()?;
         let mut quiet = original.clone();
         quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON);
@@ -27,21 +33,39 @@ impl QuietKeys {
         quiet.input_modes.remove(InputModes::ICRNL);
         // The kernel would empty both queues on Ctrl-C, but after the signal: what is said about it could be lost.
         quiet.local_modes.insert(LocalModes::NOFLSH);
-        tcsetattr(std::io::stdin(), OptionalActions::Drain, &quiet).ok()?;
-        Some(QuietKeys { original })
+        set(&quiet).then_some(QuietKeys { original, quiet })
     }
 
     #[cfg(not(unix))]
     pub fn start() -> Option<QuietKeys> {
         None
     }
+
+    /// Hands the terminal to another program for as long as the guard lives.
+    pub fn lift(&self) -> Lifted<'_> {
+        #[cfg(unix)]
+        set(&self.original);
+        Lifted(self)
+    }
+}
+
+/// False: the terminal is gone, and nothing can be done about it.
+#[cfg(unix)]
+fn set(modes: &rustix::termios::Termios) -> bool {
+    rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Drain, modes).is_ok()
 }
 
 #[cfg(unix)]
 impl Drop for QuietKeys {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        let _ = rustix::termios::tcsetattr(std::io::stdin(), rustix::termios::OptionalActions::Drain, &self.original);
+        set(&self.original);
+    }
+}
+
+impl Drop for Lifted<'_> {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        set(&self.0.quiet);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::adapter::active;
 use crate::adapter::registry::{Entry, Registry, State};
 use crate::config::FeedbackSection;
 use crate::error::Result;
+use crate::feedback::revision::Proposal;
 use crate::feedback::{Interaction, Lesson, Verdict};
 use crate::paths::Paths;
 use crate::session;
@@ -36,6 +37,8 @@ pub fn recorded(given: &Acknowledgement) -> Recorded {
     Recorded {
         kind: given.feedback.kind,
         weight: given.feedback.weight,
+        source: given.feedback.source(),
+        preferred: given.preferred.as_ref().map(|first| first.weight),
         buffer: counts(&given.buffer),
         replaced,
         earlier: given.earlier_session.then(|| about(&given.interaction)),
@@ -104,6 +107,7 @@ pub fn buffer(store: &Store, base: &str, settings: &FeedbackSection) -> Result<B
             kind: bad.feedback.kind,
             prompt: prompt.unwrap_or_default(),
             note: bad.feedback.note.clone(),
+            proposed: Proposal::of(&bad.feedback).is_some_and(|proposal| !proposal.rejected),
         });
     }
     Ok(BufferView {
