@@ -73,7 +73,7 @@ fn answers_are_rated_corrected_and_taken_back() {
     assert_eq!(
         t.ask("/critical Never use .unwrap() in production code"),
         "🔴 Feedback recorded (weight: 10x)\n   \
-         The note applies from the next answer on (/lessons)\n   \
+         The note stands in the prompt from the next answer on (/lessons)\n   \
          Training buffer: 0 examples (0.0 weighted), 1 waiting for a better answer (/correct …)"
     );
     assert_eq!(

@@ -51,7 +51,7 @@ fn a_note_is_a_rule_until_it_is_dropped() {
     assert!(t.ask("/lessons").contains("There are no lessons"));
     t.ask("How do I read a file?");
     let noted = t.ask(&format!("/critical {NOTE}"));
-    assert!(noted.contains("The note applies from the next answer on (/lessons)"), "{noted}");
+    assert!(noted.contains("The note stands in the prompt from the next answer on (/lessons)"), "{noted}");
     assert_eq!(
         t.ask("/lessons"),
         format!(

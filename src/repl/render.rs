@@ -69,7 +69,7 @@ pub fn recorded(r: &Recorded) -> String {
         out += &format!("   It replaces your earlier rating of this answer: {}\n", label(before));
     }
     if r.applies {
-        out += "   The note applies from the next answer on (/lessons)\n";
+        out += "   The note stands in the prompt from the next answer on (/lessons)\n";
     }
     if let Some(reason) = &r.unused {
         out += &format!("   Nothing is learned from it: {reason}\n");
@@ -388,7 +388,7 @@ mod tests {
             "About the last answer of an earlier session:\n   > Who are you?\n   I am finch\n\
              👍 Feedback recorded (weight: 1x)\n\
              \x20  It replaces your earlier rating of this answer: 🟢 good\n\
-             \x20  The note applies from the next answer on (/lessons)\n\
+             \x20  The note stands in the prompt from the next answer on (/lessons)\n\
              \x20  Nothing is learned from it: the answer was cut off\n\
              \x20  Training buffer: 8 examples (42.0 weighted), 1 waiting for a better answer (/correct …)\n"
         );
