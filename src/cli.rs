@@ -225,8 +225,8 @@ pub enum AdaptersCommand {
         #[arg(long, short = 'y')]
         yes: bool,
     },
-    /// Go back to the adapter that was active before
-    Rollback,
+    /// Go back to the adapter that was active before, or to any earlier one
+    Rollback { name: Option<String> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]

@@ -59,8 +59,54 @@ fn folder(paths: &Paths, what: &str) -> Option<PathBuf> {
     (looks || (!paths.adapters().join(what).is_dir() && here.is_dir())).then(|| here.to_path_buf())
 }
 
-/// What is live on `base` now and what was, before and after going back one.
-pub fn rollback(paths: &Paths, base: &str) -> Result<(Active, Active)> {
+/// Goes back, and says what was live on `base` before and what is now. With a `name` to that earlier adapter of the
+/// registry, whenever it was live; else to the one before, or to the base alone.
+///
+/// Errors: there is no such adapter, it does not fit, or the gate refused it, so it was never live.
+pub fn rollback(paths: &Paths, base: &str, name: Option<&str>) -> Result<(Active, Active)> {
     let before = active::read(paths, base)?;
-    Ok((before, active::rollback(paths, base)?))
+    let Some(name) = name else { return Ok((before, active::rollback(paths, base)?)) };
+    let made = Registry::new(paths.clone()).find_sound(name)?.provenance;
+    if let Some(other) = made.as_ref().filter(|made| made.base != base) {
+        return Err(Error::failure(format!("adapter {name} was never live here: it was trained on {}", other.model))
+            .hint("`finch adapters load NAME --force` tries it all the same"));
+    }
+    if made.and_then(|made| made.gate).is_some_and(|gate| !gate.passed) {
+        return Err(Error::failure(format!(
+            "adapter {name} was refused by the gate, so there is nothing to go back to"
+        ))
+        .hint("`finch adapters show NAME` says why; `finch adapters load NAME` makes it live all the same"));
+    }
+    Ok((before, active::activate(paths, base, name)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::provenance::Gate;
+    use super::super::registry::tests::{home, save};
+    use super::*;
+
+    const BASE: &str = "ab12";
+
+    #[test]
+    fn rollback_goes_to_any_earlier_adapter_that_could_have_been_live() {
+        let (_dir, paths) = home();
+        for name in ["first", "second", "third", "refused"] {
+            save(&paths, name);
+        }
+        for name in ["first", "second", "third"] {
+            active::activate(&paths, BASE, name).unwrap();
+        }
+        let live = |name| rollback(&paths, BASE, name).map(|(_, now)| now.live);
+        assert_eq!(live(Some("first")).unwrap().as_deref(), Some("first"));
+        assert_eq!(live(None).unwrap().as_deref(), Some("third"), "what was live before");
+        let gate = Gate { passed: false, reasons: vec!["KL".into()], measurements: serde_json::Value::Null };
+        let made = Provenance { gate: Some(gate), ..Provenance::new(BASE, "finch-tiny") };
+        made.write(&paths.adapters().join("refused")).unwrap();
+        assert!(live(Some("refused")).unwrap_err().message().contains("refused by the gate"));
+        Provenance::new("cd34", "other").write(&paths.adapters().join("first")).unwrap();
+        assert!(live(Some("first")).unwrap_err().message().contains("trained on other"));
+        assert!(live(Some("none")).is_err());
+        assert_eq!(active::read(&paths, BASE).unwrap().live.as_deref(), Some("third"));
+    }
 }

@@ -38,8 +38,8 @@ pub fn run(ground: &Ground, command: AdaptersCommand) -> Result<()> {
             Ok(())
         }
         AdaptersCommand::Delete { name, yes } => delete(paths, &registry, &name, yes),
-        AdaptersCommand::Rollback => {
-            let (before, now) = switch::rollback(paths, &ground.base()?)?;
+        AdaptersCommand::Rollback { name } => {
+            let (before, now) = switch::rollback(paths, &ground.base()?, name.as_deref())?;
             say(&render_training::switched(before.live.as_deref(), now.live.as_deref()));
             Ok(())
         }

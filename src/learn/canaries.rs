@@ -149,11 +149,20 @@ impl Question {
     }
 }
 
-/// The base's answers to ordinary prompts: those to replay, the user's `own` prompts among them, and those to watch. What
+/// Parts the user's own prompts into those to replay and those to watch, by their content: what is watched once is never
+/// trained on.
+pub fn part(own: Vec<Vec<Message>>) -> (Vec<Vec<Message>>, Vec<Vec<Message>>) {
+    own.into_iter().partition(|prompt| !prompt_digest(prompt)[0].is_multiple_of(WATCHED_OF_OWN))
+}
+
+/// One in so many of the user's own prompts is watched.
+const WATCHED_OF_OWN: u8 = 4;
+
+/// The base's answers to ordinary prompts: those to replay and those to watch, `own` (see [`part`]) among them. What
 /// resembles a `taught` question is in neither.
 pub fn ordinary<'a>(
     model: &Model,
-    own: Vec<Vec<Message>>,
+    own: (Vec<Vec<Message>>, Vec<Vec<Message>>),
     taught: impl Iterator<Item = &'a [Message]> + Clone,
     courtesy: &Courtesy,
 ) -> Result<(Vec<Answered>, Vec<Answered>)> {
@@ -167,7 +176,8 @@ pub fn ordinary<'a>(
         answer(model, &prompts, recipe::answer_tokens(config), courtesy)
     };
     let built_in = |list: &[&str], n: usize| list.iter().take(n).map(|p| conversation(p)).collect::<Vec<_>>();
-    Ok((answers([built_in(&REPLAYED, replayed), own].concat())?, answers(built_in(&WATCHED, watched))?))
+    let (replayed, watched) = (built_in(&REPLAYED, replayed), built_in(&WATCHED, watched));
+    Ok((answers([replayed, own.0].concat())?, answers([watched, own.1].concat())?))
 }
 
 /// The base's greedy answers, each of at most `max_tokens`, sorted by the prompts' content and without repetition. Prompts
@@ -210,7 +220,7 @@ pub fn answer_again(
 }
 
 /// The likeliest token again and again, until one of `ends` (given back apart) or `max_tokens`.
-fn greedy(
+pub(super) fn greedy(
     decoder: &mut dyn Decoder,
     prompt: &[u32],
     max_tokens: usize,
@@ -265,6 +275,15 @@ mod tests {
             let rest = unlike(others.clone(), std::iter::once(prompt.as_slice()));
             assert_eq!(rest, others, "{prompt:?} is there twice");
         }
+    }
+
+    #[test]
+    fn some_of_the_users_own_prompts_are_watched_and_never_replayed() {
+        let own: Vec<_> = (0..200).map(|i| conversation(&format!("prompt {i}"))).collect();
+        let (replayed, watched) = part(own.clone());
+        assert!((30..70).contains(&watched.len()) && replayed.len() + watched.len() == 200, "{}", watched.len());
+        let (fewer, same) = part(own[..100].to_vec());
+        assert!(fewer.iter().all(|p| replayed.contains(p)) && same.iter().all(|p| watched.contains(p)));
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! - `canaries`: ordinary prompts and the base's own answers to them, for replay and for the gate
 //! - `fit`: rows in, trained weights out; knows neither store nor registry
 //! - `dataset`: one training on rows from a file, with an objective of the user's choice
+//! - `gauge`: an adapter under measurement; `held_out`, `compliance`: what is measured on rows that it has not seen, and on
+//!   what it was taught
 //! - `gate`: the measurements that decide whether a new adapter goes live
 //! - `publish`: trained weights saved, judged, and made live if they pass
 //! - `round`: one training from the store's buffer to the live adapter, with all bookkeeping
@@ -15,10 +17,13 @@
 //! Everything but the coordinator blocks and can be called from anywhere. Nothing here prints.
 
 pub mod canaries;
+pub mod compliance;
 pub mod coordinator;
 pub mod dataset;
 pub mod fit;
 pub mod gate;
+pub mod gauge;
+pub mod held_out;
 pub mod mix;
 pub mod publish;
 pub mod recipe;

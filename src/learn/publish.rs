@@ -37,6 +37,14 @@ pub struct Published {
     pub live: bool,
 }
 
+/// The adapter that answers on `base` now; `None`: the base alone does, or what is named cannot be used.
+pub fn live(paths: &Paths, network: &dyn Network, base: &str) -> Option<LoraWeights> {
+    let active = active::read(paths, base).ok()?;
+    let name = active.live.as_deref()?;
+    let adapter = Registry::new(paths.clone()).open(name, network.config(), base, active.is_forced(name));
+    adapter.ok().map(|adapter| adapter.weights)
+}
+
 /// Saves the candidate under a new name; where there is evidence, judges it and makes it live if it passes.
 ///
 /// An interruption amid the judging is an error, and leaves the adapter behind only with `keep`.
@@ -67,6 +75,7 @@ pub fn publish(
         }
     };
     provenance.gate = Some(verdict);
+    provenance.carries = report.carries.clone();
     provenance.write(&published.path)?;
     if report.passed() {
         active::activate(paths, &provenance.base, &published.adapter)?;

@@ -44,6 +44,22 @@ pub const HELD_OUT_MIN: usize = 8;
 /// KL(base ‖ adapter) on the watched prompts, in nat a token: from here on a warning, from there on a refusal.
 pub const KL_WARN: f64 = 0.05;
 pub const KL_REFUSE: f64 = 0.15;
+/// The held-out loss may be this many times that of what answers now, and this many nat a token more.
+pub const HELD_OUT_RISE: f64 = 1.01;
+pub const HELD_OUT_NOISE: f64 = 0.01;
+/// Share of the held-out rows whose own answer has to be likelier than answers to other questions.
+pub const FITTING_MIN: f64 = 0.6;
+/// Fewest held-out pairs whose figures mean something, the share of them whose margin has to grow, and how far their
+/// better sides may fall below the base, in nat a token.
+pub const PAIRS_MIN: usize = 5;
+pub const PAIRS_WON: f64 = 0.6;
+pub const PAIRS_FALL: f64 = 0.05;
+/// Share of the watched answers that have to stay in order (healthy trainings keep nine in ten).
+pub const ORDERLY_MIN: f64 = 0.5;
+/// One correction in so many may hold no more.
+pub const SLIPS: usize = 10;
+/// Corrections that are asked again where the model answers slowly.
+pub const LARGE_CHECKS: usize = 8;
 
 /// Everything that one training of a buffer is done with; nothing is `auto` any more.
 #[derive(Debug, Clone, PartialEq, Serialize)]

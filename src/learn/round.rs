@@ -10,10 +10,11 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::canaries::{self, Answered};
+use super::compliance;
 use super::fit::{Ending, Fit, Progress, Stopping, Trained};
 use super::gate::{Evidence, Measurements};
 use super::mix::{self, Beside};
-use super::publish::{Candidate, Published, publish};
+use super::publish::{self, Candidate, Published, publish};
 use super::recipe::{self, Recipe};
 use super::rows::{self, Fault, Lesson, Skipped};
 use super::split::split;
@@ -22,9 +23,7 @@ use crate::adapter::provenance::Provenance;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::feedback::Example;
-use crate::feedback::example::Origin;
 use crate::fsio::{self, Attempt, Holder, Lock};
-use crate::model::Tokens;
 use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
 use crate::paths::Paths;
@@ -221,7 +220,7 @@ impl Round<'_> {
     ) -> Result<Ended> {
         let (replayed, watched) = self.base_answers(material.set.buffer.examples())?;
         let trained = self.fit(&material, &replayed, on_event)?;
-        let Material { trained: lessons, skipped, settings, .. } = material;
+        let Material { set, trained: lessons, held_out, skipped, settings, .. } = material;
         let Trained { weights, ending, steps, before, after, curve, .. } = trained;
         result.loss_before = Some(before.loss);
         result.loss_after = after.as_ref().map(|figures| figures.loss);
@@ -240,12 +239,14 @@ impl Round<'_> {
         provenance.parameters["ending"] = json!(ending);
         (provenance.loss_before, provenance.loss_after) = (result.loss_before, result.loss_after);
         provenance.seconds = Some(started.elapsed().as_secs_f64());
+        let checks = compliance::checks(self.model, set.buffer.examples())?;
         let evidence = after.filter(|_| !interrupted).map(|after| Evidence {
             loss: (before.loss, after.loss),
-            held_out: before.held_out.zip(after.held_out),
-            corrections: corrections(&lessons),
+            held_out: &held_out,
+            corrections: Some((self.model, &checks)),
             watched: &watched,
             ends: &self.model.generation.eos,
+            live: publish::live(self.paths, self.model.network.as_ref(), &self.model.base),
         });
         let candidate = Candidate { weights, settings, provenance, evidence };
         let network = self.model.network.as_ref();
@@ -293,7 +294,12 @@ impl Round<'_> {
             false => recipe::LARGE_OWN_PROMPTS,
         };
         let own = self.store.unrated_prompts(&self.model.base, own)?;
-        canaries::ordinary(self.model, own, examples.iter().map(|e| e.messages.as_slice()), &self.courtesy)
+        canaries::ordinary(
+            self.model,
+            canaries::part(own),
+            examples.iter().map(|e| e.messages.as_slice()),
+            &self.courtesy,
+        )
     }
 
     fn fit(&self, material: &Material, replayed: &[Answered], on_event: &mut dyn FnMut(Event)) -> Result<Trained> {
@@ -327,10 +333,6 @@ impl Round<'_> {
             Ok(())
         })
     }
-}
-
-fn corrections(lessons: &[Lesson]) -> Vec<&Tokens> {
-    lessons.iter().filter(|l| l.origin == Origin::Correction).map(|l| &l.tokens).collect()
 }
 
 /// What the store and the adapter's provenance say about how it was trained.

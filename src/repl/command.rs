@@ -69,7 +69,8 @@ pub enum AdaptersAction {
     },
     Unload,
     Delete(String),
-    Rollback,
+    /// To the one before, or to an earlier one by name.
+    Rollback(Option<String>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,7 +227,8 @@ fn adapters(entry: &help::Entry, rest: &str) -> Input {
     let action = match (action, name) {
         ("" | "list", "") => AdaptersAction::List,
         ("unload", "") => AdaptersAction::Unload,
-        ("rollback", "") => AdaptersAction::Rollback,
+        ("rollback", "") => AdaptersAction::Rollback(None),
+        ("rollback", name) => AdaptersAction::Rollback(Some(name.to_string())),
         ("load" | "delete", "") => {
             return invalid(entry, "the adapter's name is missing; /adapters list shows the names");
         }
@@ -238,7 +240,7 @@ fn adapters(entry: &help::Entry, rest: &str) -> Input {
             AdaptersAction::Load { name: name.to_string(), force }
         }
         ("delete", name) => AdaptersAction::Delete(name.to_string()),
-        ("list" | "unload" | "rollback", _) => return invalid(entry, format!("{action} takes no words")),
+        ("list" | "unload", _) => return invalid(entry, format!("{action} takes no words")),
         (other, _) => return invalid(entry, unknown_word(other, &ADAPTERS_WORDS)),
     };
     Input::Command(Command::Adapters(action))
@@ -394,7 +396,8 @@ mod tests {
         assert_eq!(action("/adapters"), AdaptersAction::List);
         assert_eq!(action("/adapters list"), AdaptersAction::List);
         assert_eq!(action("/adapters unload"), AdaptersAction::Unload);
-        assert_eq!(action("/adapters rollback"), AdaptersAction::Rollback);
+        assert_eq!(action("/adapters rollback"), AdaptersAction::Rollback(None));
+        assert_eq!(action("/adapters rollback lora_a"), AdaptersAction::Rollback(Some("lora_a".into())));
         assert_eq!(action("/adapters delete a b"), AdaptersAction::Delete("a b".into()));
         let load = |name: &str, force| AdaptersAction::Load { name: name.into(), force };
         assert_eq!(action("/adapters load /tmp/my adapter"), load("/tmp/my adapter", false));

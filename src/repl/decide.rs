@@ -70,7 +70,7 @@ pub enum Effect {
         name: String,
         ask: Option<String>,
     },
-    RollbackAdapter,
+    RollbackAdapter(Option<String>),
     StartTraining,
     CancelTraining,
     ShowLastTraining,
@@ -193,7 +193,7 @@ fn adapters(situation: &Situation, action: AdaptersAction) -> Effect {
             let ask = active.then(|| render_training::delete_question(&name));
             Effect::DeleteAdapter { name, ask }
         }
-        AdaptersAction::Rollback => Effect::RollbackAdapter,
+        AdaptersAction::Rollback(name) => Effect::RollbackAdapter(name),
     }
 }
 

@@ -46,7 +46,7 @@ pub const COMMANDS: [Entry; 21] = [
     entry("/lessons", "[list | drop N]", "the notes that act as rules; take one away", &LESSONS_WORDS),
     entry(
         "/adapters",
-        "[list | load NAME | unload | delete NAME | rollback]",
+        "[list | load NAME | unload | delete NAME | rollback [NAME]]",
         "what finch has learned, and what is live",
         &ADAPTERS_WORDS,
     ),
@@ -156,6 +156,6 @@ mod tests {
     #[test]
     fn details_show_the_whole_usage() {
         let entry = find("/adapters").expect("in the table");
-        assert!(details(entry).starts_with("/adapters [list | load NAME | unload | delete NAME | rollback]\n"));
+        assert!(details(entry).starts_with("/adapters [list | load NAME | unload | delete NAME | rollback [NAME]]\n"));
     }
 }

@@ -228,8 +228,8 @@ impl Repl {
                 active::deactivate(self.session.paths(), &base)?;
                 self.switched(before, None)
             }
-            Effect::RollbackAdapter => {
-                let (before, now) = switch::rollback(self.session.paths(), &self.base()?)?;
+            Effect::RollbackAdapter(name) => {
+                let (before, now) = switch::rollback(self.session.paths(), &self.base()?, name.as_deref())?;
                 self.switched(before.live, now.live)
             }
             Effect::DeleteAdapter { name, ask } => self.delete_adapter(&name, ask.as_deref()),

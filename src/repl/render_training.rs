@@ -5,6 +5,7 @@ use super::table::{Layout, table};
 use crate::fsio::Holder;
 use crate::learn::coordinator::{Phase, Status, Trigger};
 use crate::learn::fit::Progress;
+use crate::learn::recipe::HELD_OUT_MIN;
 use crate::learn::round::Receipt;
 use crate::learn::rows::Skipped;
 use crate::paths::Paths;
@@ -104,13 +105,22 @@ pub fn receipt(r: &Receipt) -> String {
     let measured = r.measured.clone().unwrap_or_default();
     let loss = r.loss_after.map(|after| (r.loss_before, after));
     let mut parts = vec![format!("{}{}", count(r.examples, "example"), losses(loss))];
-    parts.extend(measured.held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
+    let pairs = measured.pairs.map(|(won, all)| format!(", pairs {won}/{all}")).unwrap_or_default();
+    if let Some((before, after)) = measured.held_out {
+        parts.push(format!("held-out {before:.2} → {after:.2}{pairs}"));
+    }
     parts.extend(measured.corrections.map(|(hold, all)| format!("{hold}/{all} corrections hold")));
     let canaries = measured.canaries.map(|(fine, all)| format!("canaries {fine}/{all}"));
     let kl = measured.kl.map(|kl| format!("KL {kl:.3}"));
     parts.extend([canaries, kl].into_iter().flatten().reduce(|a, b| format!("{a}, {b}")));
     parts.push(duration(r.seconds));
-    format!("   adapter {} live · {}\n", plain(&r.adapter), parts.join(" · "))
+    let basis = match r.measured.as_ref().is_some_and(|m| m.held_out.is_none()) {
+        true => format!(
+            "   Judged by what was trained and by ordinary prompts; {HELD_OUT_MIN} held-out rows would say more.\n"
+        ),
+        false => String::new(),
+    };
+    format!("   adapter {} live · {}\n{basis}", plain(&r.adapter), parts.join(" · "))
 }
 
 /// Another finch on the same data folder trains.
@@ -200,7 +210,7 @@ pub fn adapters(rows: &[AdapterRow], columns: Option<usize>) -> String {
             match &row.state {
                 AdapterState::Live => "live".to_string(),
                 AdapterState::Previous => "previous".to_string(),
-                AdapterState::Kept(remark) => remark.as_deref().map(plain).unwrap_or_default(),
+                AdapterState::Kept(remark) => remark.as_deref().map(|r| text::one_line(r, 80)).unwrap_or_default(),
                 AdapterState::Broken(reason) => format!("broken: {}", text::one_line(reason, 60)),
             },
         ]);
@@ -285,8 +295,12 @@ mod tests {
         assert_eq!(
             receipt(&full),
             "   adapter lora_adapter_20260206_143025 live · 12 examples, loss 2.31 → 0.09 · 5/5 corrections hold · \
-             canaries 20/20, KL 0.012 · 94 s\n"
+             canaries 20/20, KL 0.012 · 94 s\n\
+             \x20  Judged by what was trained and by ordinary prompts; 8 held-out rows would say more.\n"
         );
+        let held_out = Measurements { held_out: Some((2.31, 1.87)), pairs: Some((7, 8)), ..Measurements::default() };
+        let shown = receipt(&Receipt { measured: Some(held_out), ..run() });
+        assert!(shown.ends_with(" · held-out 2.31 → 1.87, pairs 7/8 · 21 s\n"), "{shown}");
         let bare = Receipt { adapter: "a".into(), examples: 1, loss_after: None, seconds: 2.0, ..run() };
         assert_eq!(receipt(&bare), "   adapter a live · 1 example · 2.0 s\n");
     }

@@ -142,12 +142,13 @@ fn adapter(paths: &Paths, entry: &Entry) -> Result<AdapterRow> {
         Some(made) => active::read(paths, &made.base)?.previous.as_ref() == Some(&entry.name),
         None => false,
     };
-    let refused = made.and_then(|m| m.gate.as_ref()).is_some_and(|gate| !gate.passed);
+    let refused = made.and_then(|m| m.gate.as_ref()).filter(|gate| !gate.passed);
+    let refused = refused.map(|gate| format!("refused by the gate: {}", gate.reasons.join("; ")));
     let state = match &entry.state {
         State::Broken(reason) => AdapterState::Broken(reason.clone()),
         State::Ok if !active::bases_of(paths, &entry.name)?.is_empty() => AdapterState::Live,
         State::Ok if previous => AdapterState::Previous,
-        State::Ok => AdapterState::Kept(refused.then(|| "refused by the gate".to_string())),
+        State::Ok => AdapterState::Kept(refused),
     };
     Ok(AdapterRow {
         name: entry.name.clone(),

@@ -110,7 +110,7 @@ impl Subject {
     fn ordinary(&self, set: &DataSet, courtesy: &Courtesy) -> Result<Ordinary> {
         let Some(model) = &self.model else { return Ok(Ordinary::default()) };
         let taught = set.rows.iter().filter_map(|row| row.question.as_deref());
-        let (replayed, watched) = canaries::ordinary(model, Vec::new(), taught, courtesy)?;
+        let (replayed, watched) = canaries::ordinary(model, Default::default(), taught, courtesy)?;
         Ok(Ordinary { replayed, watched })
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Context, Result};
 use crate::learn::canaries::Answered;
 use crate::learn::fit::{Ending, Trained};
 use crate::learn::gate::{self, Evidence, Report};
-use crate::learn::publish::{Candidate, Published, publish};
+use crate::learn::publish::{self, Candidate, Published, publish};
 use crate::learn::round;
 use crate::model::courtesy::Courtesy;
 use crate::store::{NewRun, Outcome, RunResult};
@@ -144,7 +144,8 @@ impl Keeper<'_> {
     fn evidence(&self, kept: &Kept) -> Option<Evidence<'_>> {
         let ends = self.subject.model.as_ref().map_or(&[][..], |model| &model.generation.eos);
         let loss = kept.loss.filter(|_| kept.trained.ending != Ending::Interrupted)?;
-        Some(Evidence { loss, held_out: kept.held_out, corrections: Vec::new(), watched: self.watched?, ends })
+        let live = publish::live(&self.ground.paths, &*self.subject.network, &self.subject.digest);
+        Some(Evidence { loss, held_out: &[], corrections: None, watched: self.watched?, ends, live })
     }
 
     fn describe(&self, made: &Made, mut parameters: Value, run: Option<i64>) -> (Provenance, Kept) {

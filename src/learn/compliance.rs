@@ -1,0 +1,210 @@
+//! Whether what was taught is obeyed: every trained correction is asked again, also in other words, without its note.
+
+use std::collections::BTreeMap;
+
+use super::gauge::Gauge;
+use super::recipe::{LARGE_CHECKS, answer_tokens};
+use crate::error::Result;
+use crate::feedback::Example;
+use crate::feedback::example::Origin;
+use crate::feedback::lesson::digest;
+use crate::feedback::rule::{Rule, rules};
+use crate::model::Tokens;
+use crate::model::load::Model;
+use crate::model::message::Role;
+use crate::train::chat::ChatFormat;
+
+/// A correction to ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// Digest of the note that came with it.
+    note: Option<String>,
+    /// What the note forbids and demands to the letter.
+    rules: Vec<Rule>,
+    /// The question as it was, then in other words.
+    asked: Vec<Asked>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Asked {
+    prompt: Vec<u32>,
+    better: Tokens,
+    /// The answer that was corrected; `None`: it was another model's.
+    rejected: Option<Tokens>,
+}
+
+/// What came of the checks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Compliance {
+    /// One verdict a check.
+    pub holds: Vec<bool>,
+    /// Digests of the notes that hold wherever they were given.
+    pub carried: Vec<String>,
+}
+
+impl Compliance {
+    pub fn count(&self) -> usize {
+        self.holds.iter().filter(|holds| **holds).count()
+    }
+}
+
+/// The checks for the corrections among `examples`, in the order of their content; of a large model the heaviest few.
+/// Wordings that leave no room for an answer are left out.
+pub fn checks(model: &Model, examples: &[Example]) -> Result<Vec<Check>> {
+    let mut corrected: Vec<&Example> = examples.iter().filter(|e| e.origin == Origin::Correction).collect();
+    corrected.sort_by_key(|example| example.content_digest());
+    if !model.network.config().is_small() {
+        corrected.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+        corrected.truncate(LARGE_CHECKS);
+    }
+    let checks = corrected.into_iter().map(|example| check(model, example)).collect::<Result<Vec<_>>>()?;
+    Ok(checks.into_iter().filter(|check| !check.asked.is_empty()).collect())
+}
+
+fn check(model: &Model, example: &Example) -> Result<Check> {
+    let format = ChatFormat::of(model)?;
+    let config = model.network.config();
+    let better = format.typed(example.completion.trim())?;
+    let rejected = example.rejected.as_ref().map(|answer| format.completion(answer)).transpose()?;
+    let last = example.messages.iter().rposition(|message| message.role == Role::User);
+    let question = last.map_or("", |last| example.messages[last].content.as_str());
+    let mut asked = Vec::new();
+    for wording in std::iter::once(question.to_string()).chain(other_words(question)) {
+        let mut messages = example.messages.clone();
+        if let Some(last) = last {
+            messages[last].content = wording;
+        }
+        let prompt = format.prompt(&messages, example.thinking)?;
+        let longest = better.len().max(rejected.as_ref().map_or(0, Vec::len)).max(answer_tokens(config));
+        if prompt.len() + longest <= config.context {
+            let better = Tokens::new(&prompt, &better);
+            let rejected = rejected.as_ref().map(|answer| Tokens::new(&prompt, answer));
+            asked.push(Asked { prompt, better, rejected });
+        }
+    }
+    let note = example.note.as_deref();
+    Ok(Check { note: note.map(digest), rules: note.map(rules).unwrap_or_default(), asked })
+}
+
+/// The same question as others might type it.
+fn other_words(question: &str) -> [String; 2] {
+    let plain = question.trim().trim_end_matches(['?', '.', '!']);
+    [format!("{} please", plain.to_lowercase()), format!("Quick question: {}", question.trim())]
+}
+
+/// Asks for every correction. It holds when the answers obey its note to the letter, where that can be told, else when the
+/// better answer is likelier than the corrected one, token for token; each in every wording. Where neither can be told,
+/// when it is answered word for word.
+pub fn ask(gauge: &Gauge, checks: &[Check], model: &Model) -> Result<Compliance> {
+    let compared: Vec<&Asked> = checks.iter().filter(|c| c.rules.is_empty()).flat_map(|c| &c.asked).collect();
+    let sides = compared.iter().filter_map(|asked| asked.rejected.as_ref().map(|rejected| [&asked.better, rejected]));
+    let surprise = gauge.surprise(&sides.flatten().collect::<Vec<_>>())?;
+    let mut margins = surprise.chunks_exact(2).map(|side| side[1] - side[0]);
+
+    let mut compliance = Compliance::default();
+    let mut notes: BTreeMap<&str, bool> = BTreeMap::new();
+    for check in checks {
+        let mut holds = true;
+        for asked in &check.asked {
+            holds &= match (&asked.rejected, check.rules.is_empty()) {
+                (_, false) => holds && obeys(gauge, asked, &check.rules, model)?,
+                (Some(_), true) => margins.next().is_some_and(|margin| margin > 0.0),
+                (None, true) => holds && (asked != &check.asked[0] || word_for_word(gauge, asked, model)?),
+            };
+        }
+        compliance.holds.push(holds);
+        if let Some(note) = &check.note {
+            *notes.entry(note).or_insert(true) &= holds;
+        }
+    }
+    compliance.carried = notes.into_iter().filter(|(_, holds)| *holds).map(|(note, _)| note.to_string()).collect();
+    Ok(compliance)
+}
+
+/// Whether the greedy answer keeps to the rules.
+fn obeys(gauge: &Gauge, asked: &Asked, rules: &[Rule], model: &Model) -> Result<bool> {
+    let longest = asked.better.target_count().max(answer_tokens(model.network.config()));
+    let (answer, _) = gauge.answer(&asked.prompt, longest, &model.generation.eos)?;
+    let text = model.tokenizer.decode(&answer);
+    Ok(rules.iter().all(|rule| rule.holds(&text)))
+}
+
+fn word_for_word(gauge: &Gauge, asked: &Asked, model: &Model) -> Result<bool> {
+    let wanted = &asked.better.ids[asked.prompt.len()..];
+    let (answer, end) = gauge.answer(&asked.prompt, wanted.len(), &model.generation.eos)?;
+    Ok(end.is_some() && answer == wanted[..wanted.len() - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::testing::{self, example};
+    use super::*;
+    use crate::adapter::peft::{self, LoraSettings};
+    use crate::model::courtesy::Courtesy;
+    use crate::train::lanes::Lanes;
+
+    fn corrected(question: &str, note: &str, rejected: Option<&str>) -> Example {
+        let note = (!note.is_empty()).then(|| note.to_string());
+        let rejected = rejected.map(String::from);
+        Example { note, rejected, ..example(1, question, "the better one", Origin::Correction, 10.0) }
+    }
+
+    /// What the base makes of the corrections.
+    fn asked(examples: &[Example]) -> Compliance {
+        let model = testing::model(5);
+        let checks = checks(&model, examples).unwrap();
+        let layout = peft::init(model.network.config(), &LoraSettings { rank: 2, ..LoraSettings::default() }, 1);
+        let (lanes, courtesy) = (Lanes::new(1, 80).unwrap(), Arc::<Courtesy>::default());
+        let gauge = Gauge::new(model.network.as_ref(), None, &layout, &lanes, &courtesy).unwrap();
+        ask(&gauge, &checks, &model).unwrap()
+    }
+
+    #[test]
+    fn a_note_that_can_be_checked_to_the_letter_is() {
+        let absent = corrected("q", "Never say \"zebra crossing\".", Some("bad"));
+        let present = corrected("q", "Always say \"zebra crossing\".", Some("bad"));
+        assert_eq!(asked(&[absent]).carried, [digest("Never say \"zebra crossing\".")]);
+        let no = asked(&[present]);
+        assert_eq!((no.holds, no.carried.len()), (vec![false], 0));
+    }
+
+    #[test]
+    fn else_the_better_answer_is_to_be_likelier_in_every_wording() {
+        let model = testing::model(5);
+        let format = ChatFormat::of(&model).unwrap();
+        let mean = |question: &str, answer: &[u32]| {
+            let prompt = format.prompt(&super::super::canaries::conversation(question), None).unwrap();
+            let ids: Vec<u32> = prompt.iter().chain(answer).copied().collect();
+            let scored = model.network.decoder(None).unwrap().score(&ids).unwrap();
+            scored[prompt.len() - 1..].iter().map(|lp| f64::from(*lp)).sum::<f64>() / answer.len() as f64
+        };
+        let (mut held, mut failed) = (0, 0);
+        for i in 0..12 {
+            let (question, bad) = (format!("Why {i}?"), format!("{i} bad"));
+            let wordings = [question.clone(), format!("why {i} please"), format!("Quick question: Why {i}?")];
+            let (better, worse) = (format.typed("the better one").unwrap(), format.completion(&bad).unwrap());
+            let expected = wordings.iter().all(|w| mean(w, &better) > mean(w, &worse));
+            let found = asked(&[corrected(&question, "Be nice", Some(&bad))]);
+            assert_eq!(found.holds, [expected], "{question}");
+            assert_eq!(found.carried.is_empty(), !expected);
+            if expected { held += 1 } else { failed += 1 }
+        }
+        assert!(held > 0 && failed > 0, "{held} held, {failed} failed: one case was not tested");
+    }
+
+    #[test]
+    fn without_anything_to_compare_with_it_is_word_for_word() {
+        assert_eq!(asked(&[corrected("q", "", None)]).holds, [false]);
+        assert!(asked(&[example(1, "q", "a", Origin::Praise, 1.0)]).holds.is_empty());
+    }
+
+    #[test]
+    fn a_note_is_carried_only_where_all_its_corrections_hold() {
+        let note = "Never say \"zebra\"; always end with \"Over.\"";
+        let found = asked(&[corrected("q", note, Some("bad")), corrected("p", "Never say \"zebra\".", Some("bad"))]);
+        assert_eq!(found.count(), 1);
+        assert_eq!(found.carried, [digest("Never say \"zebra\".")]);
+    }
+}
