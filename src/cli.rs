@@ -111,6 +111,8 @@ pub enum Command {
     Stats,
     /// Log-probability of each token of given text (JSONL in and out)
     Score(ScoreArgs),
+    /// Speed of reading, writing and training, and peak memory, measured on this machine
+    Bench(BenchArgs),
     /// Where the configuration is
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -351,6 +353,33 @@ pub struct ScoreArgs {
     pub input: PathBuf,
 }
 
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct BenchArgs {
+    /// Compute with this many threads (default: as many as this process may use)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Read and write under this adapter: a name or a PEFT folder; training is always that of a new one
+    #[arg(long, value_name = "NAME|FOLDER")]
+    pub adapter: Option<String>,
+    /// Measure these alone, comma-separated
+    #[arg(long, value_name = "PARTS", value_enum, value_delimiter = ',')]
+    pub only: Vec<BenchPart>,
+    /// Measurements of each part, after one that is not counted; the median is reported
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repeat: u16,
+    /// One line of JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `finch bench` can measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchPart {
+    Prefill,
+    Decode,
+    Training,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
 pub enum ConfigCommand {
     /// Print the path of config.toml
@@ -417,6 +446,7 @@ impl Command {
             Command::Models(_) => "models",
             Command::Stats => "stats",
             Command::Score(_) => "score",
+            Command::Bench(_) => "bench",
             Command::Config(_) => "config",
         }
     }

@@ -1,6 +1,7 @@
 //! The subcommands: each file carries one out. Results go to standard output, everything else to standard error.
 
 mod adapters;
+mod bench;
 mod chat;
 mod config;
 mod feedback;
@@ -37,6 +38,7 @@ pub fn run(invocation: Invocation) -> Result<()> {
                 Command::Models(command) => models::run(&Ground::open(&overrides)?, command),
                 Command::Adapters(command) => adapters::run(&Ground::open(&overrides)?, command),
                 Command::Score(args) => score::run(&Ground::open(&overrides)?, &args),
+                Command::Bench(args) => bench::run(&Ground::open(&overrides)?, &args),
                 Command::Train(args) => train::run(&Ground::open(&overrides)?, &args),
             }
         }
