@@ -1,7 +1,7 @@
 //! Revisions: better answers to the same question, made from the note of a bad rating. What is asked of the model, what a
 //! candidate must pass, and which one is the best: all pure; the asking itself is the session's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use super::record::{Feedback, Finish, Interaction};
 use super::rule::{Rule, rules};
 use crate::model::message::{Message, Role};
 use crate::text;
+use crate::words::{is_common, words};
 
 /// Candidates that are written for one revision.
 pub const CANDIDATES: usize = 3;
@@ -23,6 +24,9 @@ const LONGEST: f64 = 3.0;
 const SHORT_ANSWER: usize = 80;
 /// Share of common words from which a candidate is the answer once more.
 const NEAR_COPY: f64 = 0.9;
+
+/// With fewer telling words in question, answer and note, a candidate without any of them may be about the same.
+const TELLING: usize = 8;
 
 /// A bad answer with a note, and so something to make a revision from.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +42,12 @@ impl Case {
         let noted = rating.note.as_deref().is_some_and(|note| !note.trim().is_empty());
         let bad = rating.kind.is_judgement() && rating.value < 0.0;
         (noted && bad).then(|| Case { interaction: interaction.clone(), rating: rating.clone() })
+    }
+
+    /// What was asked last.
+    pub fn question(&self) -> &str {
+        let asked = self.interaction.messages.iter().rev().find(|message| message.role == Role::User);
+        asked.map_or("", |message| &message.content)
     }
 
     /// The note without the white space around it.
@@ -111,6 +121,8 @@ pub enum Fault {
     Unclean,
     /// The note's own words.
     Echo,
+    /// It shares no telling word with the question, the answer or the note.
+    OffTopic,
     TooShort,
     TooLong,
     /// The answer once more, but for words that the note did not ask for.
@@ -126,6 +138,7 @@ impl fmt::Display for Fault {
             Fault::CutOff => f.write_str("cut off"),
             Fault::Unclean => f.write_str("garbled"),
             Fault::Echo => f.write_str("only the note again"),
+            Fault::OffTopic => f.write_str("about something else"),
             Fault::TooShort => f.write_str("too short"),
             Fault::TooLong => f.write_str("too long"),
             Fault::NearCopy => f.write_str("the same answer again"),
@@ -134,8 +147,8 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Whether a candidate may stand for `answer`, given the note; the first fault found where it may not.
-pub fn check(candidate: &str, finish: Finish, answer: &str, note: &str) -> Result<(), Fault> {
+/// Whether a candidate may stand for `answer` to `question`, given the note; the first fault found where it may not.
+pub fn check(candidate: &str, finish: Finish, question: &str, answer: &str, note: &str) -> Result<(), Fault> {
     let candidate = candidate.trim();
     if candidate.is_empty() {
         return Err(Fault::Empty);
@@ -155,6 +168,9 @@ pub fn check(candidate: &str, finish: Finish, answer: &str, note: &str) -> Resul
     if new == said {
         return Err(Fault::Echo);
     }
+    if is_off_topic(candidate, &format!("{question} {answer} {note}")) {
+        return Err(Fault::OffTopic);
+    }
     let (length, before) = (candidate.chars().count() as f64, answer.trim().chars().count());
     if length < SHORTEST * before as f64 {
         return Err(Fault::TooShort);
@@ -169,6 +185,16 @@ pub fn check(candidate: &str, finish: Finish, answer: &str, note: &str) -> Resul
         return Err(Fault::NearCopy);
     }
     Ok(())
+}
+
+/// Whether a candidate shares no word with what it is to be about. Where that has few words of its own, or one of both is
+/// written without spaces between words, nothing can be told.
+fn is_off_topic(candidate: &str, matter: &str) -> bool {
+    let unspaced = |c: char| matches!(c, '\u{0E00}'..='\u{0EFF}' | '\u{3040}'..='\u{9FFF}');
+    let telling = |text| words(text).into_iter().filter(|word| !is_common(word)).collect::<BTreeSet<_>>();
+    let known = telling(matter);
+    let can_tell = known.len() >= TELLING && !candidate.chars().chain(matter.chars()).any(unspaced);
+    can_tell && telling(candidate).is_disjoint(&known)
 }
 
 /// Words in lower case without the marks around them, and how often each comes.

@@ -43,7 +43,7 @@ fn rating(interaction: i64, kind: Kind, note: Option<&str>) -> Feedback {
 }
 
 fn checked(candidate: &str) -> Result<(), Fault> {
-    check(candidate, Finish::Stop, ANSWER, NOTE)
+    check(candidate, Finish::Stop, "How do I read a file?", ANSWER, NOTE)
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_candidate_that_mends_the_answer_passes() {
 
 #[test]
 fn each_fault_is_found() {
-    let long = "word ".repeat(80);
+    let long = "file ".repeat(80);
     for (candidate, fault) in [
         ("  \n", Fault::Empty),
         ("Use it with .unwrap() here, which is fine in a test.", Fault::Breaks(Rule::Absent(".unwrap()".into()))),
@@ -66,18 +66,21 @@ fn each_fault_is_found() {
         ("Read the file \x1b[31mwith care and pass errors on.", Fault::Unclean),
         ("Use ? instead.", Fault::TooShort),
         (&long, Fault::TooLong),
+        ("List the adapters of finch by typing /adapters at the prompt.", Fault::OffTopic),
     ] {
         assert_eq!(checked(candidate), Err(fault), "{candidate}");
     }
-    assert_eq!(check("A good answer, so far", Finish::Length, ANSWER, NOTE), Err(Fault::CutOff));
-    assert_eq!(check("Be brief!", Finish::Stop, "One two three.", "be brief"), Err(Fault::Echo));
+    assert_eq!(check("A good answer, so far", Finish::Length, "", ANSWER, NOTE), Err(Fault::CutOff));
+    assert_eq!(check("Be brief!", Finish::Stop, "Count!", "One two three.", "be brief"), Err(Fault::Echo));
 }
 
 #[test]
 fn the_same_answer_again_is_none_unless_the_note_asked_for_the_difference() {
     let answer =
         "The capital of Australia is Sydney, a city of five million people on the coast, well known for its opera.";
-    let check = |candidate: &str, note: &str| check(candidate, Finish::Stop, answer, note);
+    let check = |candidate: &str, note: &str| {
+        check(candidate, Finish::Stop, "Which is the capital of Australia?", answer, note)
+    };
     assert_eq!(check(answer, "that is wrong"), Err(Fault::NearCopy));
     assert_eq!(check(&answer.to_uppercase(), "that is wrong"), Err(Fault::NearCopy));
     assert_eq!(check(&answer.replace("five", "six"), "that is wrong"), Err(Fault::NearCopy));
@@ -86,8 +89,10 @@ fn the_same_answer_again_is_none_unless_the_note_asked_for_the_difference() {
 
 #[test]
 fn a_short_answer_may_grow() {
-    assert_eq!(check("It depends on the weather and on the season.", Finish::Stop, "No.", "say why"), Ok(()));
-    assert_eq!(check("Because of the rain.", Finish::Stop, "", "say something"), Ok(()));
+    assert_eq!(check("It depends on the weather and on the season.", Finish::Stop, "Warm?", "No.", "say why"), Ok(()));
+    assert_eq!(check("Because of the rain.", Finish::Stop, "Why?", "", "say something"), Ok(()));
+    let question = "Which database should our small team choose for the new project?";
+    assert_eq!(check("选择 SQLite。", Finish::Stop, question, "Postgres.", "用中文回答"), Ok(()));
 }
 
 #[test]

@@ -144,6 +144,16 @@ impl Coordinator {
         let _ = self.commands.send(Command::Consider); // without its task there is nobody to train
     }
 
+    /// [`Coordinator::consider`] for whoever records feedback elsewhere; it keeps no coordinator alive.
+    pub fn nudge(&self) -> impl Fn() + Send + use<> {
+        let commands = self.commands.downgrade();
+        move || {
+            if let Some(commands) = commands.upgrade() {
+                let _ = commands.send(Command::Consider);
+            }
+        }
+    }
+
     /// Starts a training because the user asked for one. Errors say why not.
     pub fn train_now(&self) -> Result<()> {
         let subject = self.shared.subject().ok_or_else(|| {

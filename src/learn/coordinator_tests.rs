@@ -91,7 +91,7 @@ fn the_threshold_starts_a_training_that_ends_live() {
     desk.house.praise("q3", "three");
     assert!(desk.is_quiet(), "three of four");
     desk.house.correct("q4", "four");
-    desk.coordinator.consider();
+    desk.coordinator.nudge()();
     assert_eq!(desk.started(), (Trigger::Threshold, 4));
     let receipt = desk.finished();
     assert_eq!(desk.house.live(), Some(receipt.adapter), "live by the time that it is told");

@@ -81,6 +81,11 @@ impl Background {
         self.coordinator.consider();
     }
 
+    /// As [`Background::consider`], for feedback that comes from another thread.
+    pub fn nudge(&self) -> impl Fn() + Send + use<> {
+        self.coordinator.nudge()
+    }
+
     /// Asks the running training to stop; its end is told when it has.
     pub fn cancel(&self) {
         self.coordinator.cancel();

@@ -77,6 +77,7 @@ impl Repl {
             revisions.catch_up();
         }
         let background = Background::start(&session, input.printer(), announced.clone(), revisions.clone(), runtime);
+        revisions.when_accepted(background.nudge());
         let interrupts = Interrupts::listen(runtime);
         let style = Style { live, colours };
         let (why, asked_why, quiet) = (None, None, None);

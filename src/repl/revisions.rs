@@ -46,6 +46,8 @@ struct Shared {
     printer: Printer,
     state: Mutex<State>,
     changed: Condvar,
+    /// Called after an answer was accepted without the user's word.
+    accepted: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 #[derive(Default)]
@@ -70,11 +72,22 @@ enum Job {
 
 impl Revisions {
     pub fn start(reviser: Reviser, printer: Printer) -> Result<Revisions> {
-        let shared = Arc::new(Shared { reviser, printer, state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            reviser,
+            printer,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            accepted: Mutex::default(),
+        });
         let worker = Arc::clone(&shared);
         let started = thread::Builder::new().name("revisions".into()).spawn(move || worker.work());
         started.map_err(|e| Error::from(e).context("cannot start background work"))?;
         Ok(Revisions { shared })
+    }
+
+    /// From now on `hear` is called after each answer that was accepted without the user's word: it is on disk then.
+    pub fn when_accepted(&self, hear: impl Fn() + Send + 'static) {
+        *self.shared.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hear));
     }
 
     /// Makes a better answer as soon as the chat leaves time for it.
@@ -231,6 +244,9 @@ impl Shared {
             Revised::Proposed(proposal) => {
                 let given = self.reviser.accept(&case, &proposal, None)?;
                 self.printer.say(render::accepted_by_itself(case.note(), &proposal.text, given.feedback.weight));
+                if let Some(hear) = &*self.accepted.lock().unwrap_or_else(PoisonError::into_inner) {
+                    hear();
+                }
             }
             Revised::NonePassed(faults) => {
                 self.lock().tried.insert(case.rating.id);

@@ -84,7 +84,7 @@ impl Reviser {
         for n in 0..CANDIDATES {
             tell(Stage::Writing { n: n + 1, of: CANDIDATES });
             let (text, finish) = work.write(n)?;
-            match revision::check(&text, finish, &case.interaction.response, case.note()) {
+            match revision::check(&text, finish, case.question(), &case.interaction.response, case.note()) {
                 Ok(()) if passed.iter().any(|known| *known == text.trim()) => {}
                 Ok(()) => passed.push(text.trim().to_string()),
                 Err(fault) => faults.push(fault),
