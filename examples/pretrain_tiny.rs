@@ -64,7 +64,7 @@ struct Args {
     seed: u64,
     #[arg(long, default_value_t = 3072)]
     vocab: usize,
-    /// Facts that the model in --out does not know yet, by their ids: a third of all turns is about them.
+    /// Facts that the model in --out does not know yet, by their ids: a fifth of all turns is about them.
     #[arg(long, value_delimiter = ',')]
     focus: Vec<String>,
     /// Stop after this many minutes; a later run goes on from there.

@@ -21,8 +21,13 @@ const SYSTEMS: &[&str] = &[
     "Help the user with the terminal.",
     "You are an expert programmer.",
 ];
-/// Share of the rows of single turns that have rules: about 12 % of all rows.
-const RULED: f64 = 0.13;
+/// Share of the rows of single turns that have rules: about 23 % of all rows.
+const RULED: f64 = 0.25;
+/// How often a fact is answered with its usual answer. The others teach that it can be said otherwise; much more of them
+/// leaves the model without a favourite, and a training that hardly moves it then tips it from one to another.
+const USUAL: f64 = 0.8;
+/// Share of the turns about facts that the model does not know yet.
+const FOCUSED: f64 = 0.2;
 const OPENERS: &[&str] =
     &["hey, ", "hi, ", "ok so ", "so, ", "um, ", "please ", "quick question: ", "hello, ", "and ", "well, "];
 const CLOSERS: &[&str] = &[" please", " thanks", "?", "??", "!", "...", " :)", " pls", " thx"];
@@ -79,7 +84,7 @@ pub struct Rows<'c> {
     seed: u64,
     /// Every (fact, question), in a fixed order.
     questions: Vec<(&'c str, &'c str)>,
-    /// Those of them that a third of all turns are drawn from; may be empty.
+    /// Those of them that some turns are drawn from; may be empty.
     focus: Vec<(&'c str, &'c str)>,
 }
 
@@ -129,11 +134,11 @@ impl<'c> Rows<'c> {
     }
 
     fn turn(&self, rng: &mut StdRng) -> (String, String) {
-        let all = if !self.focus.is_empty() && rng.random_bool(1.0 / 3.0) { &self.focus } else { &self.questions };
+        let all = if !self.focus.is_empty() && rng.random_bool(FOCUSED) { &self.focus } else { &self.questions };
         let (id, question) = all[rng.random_range(0..all.len())];
         let answers = &self.corpus.facts[id].answers;
         // the first answer is the usual one; a joke should not always be the same
-        let usual = id != "joke" && rng.random_bool(0.5);
+        let usual = id != "joke" && rng.random_bool(USUAL);
         let answer = if usual { &answers[0] } else { &answers[rng.random_range(0..answers.len())] };
         (vary(question, rng), answer.clone())
     }
