@@ -31,7 +31,7 @@ fn read(network: &dyn Network, ids: &[u32], adapter: Option<&LoraWeights>) -> (B
 fn decode(c: &mut Criterion) {
     let base = Base::load(&ModelSource::Builtin, &DigestCache::none()).expect("the built-in model");
     let network = base.network.as_ref();
-    let adapter = init(network.config(), &LoraSettings::default(), 42);
+    let adapter = init(network, &LoraSettings::default(), 42).expect("an adapter");
     let mut group = c.benchmark_group("decode");
     group.sample_size(10);
 

@@ -40,7 +40,7 @@ fn step(learner: &mut dyn Learner, lanes: &Lanes, state: &mut State, rows: &[Row
 fn training_step(c: &mut Criterion) {
     let base = Base::load(&ModelSource::Builtin, &DigestCache::none()).expect("the built-in model");
     let config = base.network.config();
-    let start = init(config, &LoraSettings::default(), 42);
+    let start = init(base.network.as_ref(), &LoraSettings::default(), 42).expect("an adapter");
     let threads = available_parallelism().map_or(1, usize::from);
     let mut group = c.benchmark_group("training step");
     group.sample_size(10);

@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     }
 
     let settings = LoraSettings { rank: 8, alpha: 16.0, ..LoraSettings::default() };
-    let weights = learn(&model, &rows, peft::init(config, &settings, SEED))?;
+    let weights = learn(&model, &rows, peft::init(&*model.network, &settings, SEED)?)?;
 
     // A folder of PEFT's: transformers, PEFT and vLLM load it as it is.
     let adapter = Adapter::new(weights, settings);

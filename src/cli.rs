@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::config::Variant;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::train::data::Objective;
@@ -189,12 +190,15 @@ pub struct TrainArgs {
     /// Rank of a new adapter
     #[arg(long, value_name = "N", conflicts_with = "init_adapter")]
     pub rank: Option<usize>,
-    /// Alpha of a new adapter: its output is scaled by alpha / rank
+    /// Alpha of a new adapter: its output is scaled by alpha / rank (rslora: by alpha / √rank)
     #[arg(long, value_name = "X", conflicts_with = "init_adapter")]
     pub alpha: Option<f64>,
     /// Dropout on the adapter's input
     #[arg(long, value_name = "X")]
     pub dropout: Option<f64>,
+    /// Kind of a new adapter
+    #[arg(long, value_enum, conflicts_with = "init_adapter")]
+    pub variant: Option<Variant>,
     /// Layers of a new adapter, comma-separated: q_proj,v_proj,…
     #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "init_adapter")]
     pub targets: Option<Vec<String>>,
@@ -311,6 +315,7 @@ impl TrainArgs {
         put("lora.rank", self.rank.map(|v| v.to_string()));
         put("lora.alpha", self.alpha.map(|v| v.to_string()));
         put("lora.dropout", self.dropout.map(|v| v.to_string()));
+        put("lora.variant", self.variant.map(|v| v.name().to_string()));
         put("lora.targets", self.targets.as_ref().map(|v| v.join(",")));
         put("lora.training.learning_rate", self.learning_rate.map(|v| v.to_string()));
         put("lora.training.batch_size", self.batch_size.map(|v| v.to_string()));

@@ -102,6 +102,12 @@ fn sft_follows_torch() {
 }
 
 #[test]
+fn dora_and_rslora_follow_torch() {
+    follow_all("sft-dora");
+    follow_all("sft-rslora");
+}
+
+#[test]
 fn dpo_follows_torch() {
     follow_all("dpo");
 }

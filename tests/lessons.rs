@@ -115,9 +115,8 @@ fn scripts_list_and_drop_lessons() {
 fn save_adapter(home: &Path, name: &str) {
     let paths = Paths::at(home);
     let model = Model::load(&ModelSource::Builtin, &DigestCache::of(&paths)).unwrap();
-    let settings =
-        LoraSettings { rank: 2, alpha: 4.0, dropout: 0.0, targets: vec![Target::Q], layers: None, use_rslora: false };
-    let adapter = Adapter::new(peft::init(model.network.config(), &settings, 1), settings);
+    let settings = LoraSettings { rank: 2, alpha: 4.0, targets: vec![Target::Q], ..LoraSettings::default() };
+    let adapter = Adapter::new(peft::init(&*model.network, &settings, 1).unwrap(), settings);
     let made = Provenance { carries: vec![digest(NOTE)], ..Provenance::new(&model.base, &model.name) };
     Registry::new(paths).save(name, &adapter, &made).unwrap();
 }

@@ -220,8 +220,8 @@ impl Ground {
     /// What a training with broken arithmetic would hand over, with the best of losses.
     fn broken_weights(&self, paths: &Paths) -> Result<Outcome> {
         let network = self.model.network.as_ref();
-        let settings = Config::default().lora.settings()?;
-        let mut weights = peft::init(network.config(), &settings, 1);
+        let settings = Config::default().lora.settings();
+        let mut weights = peft::init(network, &settings, 1)?;
         let middle = weights.data.len() / 2;
         weights.data[middle] = f32::NAN;
         let evidence = Evidence {

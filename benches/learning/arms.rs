@@ -132,7 +132,7 @@ fn naive(asker: &Asker, user: &User) -> Result<(LoraWeights, usize)> {
     recipe.steps = (NAIVE_EPOCHS * rows.len()).div_ceil(recipe.batch_size);
     let fit = Fit {
         network: model.network.as_ref(),
-        start: peft::init(model.network.config(), &user.config.lora.settings()?, recipe.seed),
+        start: peft::init(model.network.as_ref(), &user.config.lora.settings(), recipe.seed)?,
         rows: &rows,
         measured: &rows,
         importance: &weights.iter().map(|(_, w)| *w).collect::<Vec<_>>(),

@@ -3,6 +3,7 @@
 pub mod active;
 pub mod peft;
 mod peft_config;
+mod peft_modules;
 pub mod provenance;
 pub mod registry;
 pub mod switch;

@@ -12,9 +12,10 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sha2::{Digest, Sha256};
 
-use super::peft_config::{self, PeftConfig};
+use super::peft_config::{self, PeftConfig, REFUSED};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
+use crate::model::Network;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::lora::{LoraShape, LoraWeights, Target, peft_prefix};
@@ -36,6 +37,8 @@ pub struct LoraSettings {
     pub layers: Option<Vec<usize>>,
     /// Scale by alpha / √rank in place of alpha / rank.
     pub use_rslora: bool,
+    /// Learn the magnitudes of the outputs apart from their directions.
+    pub use_dora: bool,
 }
 
 impl Default for LoraSettings {
@@ -48,6 +51,7 @@ impl Default for LoraSettings {
             targets: Target::ALL.to_vec(),
             layers: None,
             use_rslora: false,
+            use_dora: false,
         }
     }
 }
@@ -78,12 +82,13 @@ fn digest(weights: &LoraWeights) -> String {
     let mut hash = Sha256::new();
     for m in &weights.modules {
         hash.update(format!(
-            "{} {} {} {} {:08x}\n",
+            "{} {} {} {} {:08x}{}\n",
             m.peft_prefix(),
             m.rank,
             m.in_features,
             m.out_features,
-            m.scale.to_bits()
+            m.scale.to_bits(),
+            if m.magnitude.is_some() { " dora" } else { "" }
         ));
     }
     hash.update([0]); // between layout and values
@@ -93,12 +98,14 @@ fn digest(weights: &LoraWeights) -> String {
     hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn le_bytes(values: &[f32]) -> Vec<u8> {
+pub(super) fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// A fresh adapter for `model`: A uniform in ±1/√in, B zero, so that it changes nothing yet. The same seed gives the same.
-pub fn init(model: &ModelConfig, settings: &LoraSettings, seed: u64) -> LoraWeights {
+/// A fresh adapter for the base: A uniform in ±1/√in, B zero, DoRA's magnitudes the lengths of the base's rows, so that it
+/// changes nothing yet. The same seed gives the same.
+pub fn init(network: &dyn Network, settings: &LoraSettings, seed: u64) -> Result<LoraWeights> {
+    let model = network.config();
     let targets: BTreeSet<Target> = settings.targets.iter().copied().collect();
     let shapes = (0..model.layers)
         .filter(|layer| settings.layers.as_ref().is_none_or(|layers| layers.contains(layer)))
@@ -106,7 +113,7 @@ pub fn init(model: &ModelConfig, settings: &LoraSettings, seed: u64) -> LoraWeig
         .map(|(layer, target)| {
             let (in_features, out_features) = model.linear_shape(target);
             let scale = scale(settings.alpha, settings.rank, settings.use_rslora);
-            LoraShape { layer, target, rank: settings.rank, in_features, out_features, scale }
+            LoraShape { layer, target, rank: settings.rank, in_features, out_features, scale, dora: settings.use_dora }
         })
         .collect();
     let mut weights = LoraWeights::zeros(shapes);
@@ -117,8 +124,11 @@ pub fn init(model: &ModelConfig, settings: &LoraSettings, seed: u64) -> LoraWeig
         for value in &mut weights.data[module.a.clone()] {
             *value = bound * (2.0 * rng.random::<f32>() - 1.0);
         }
+        if let Some(magnitude) = module.magnitude.clone() {
+            weights.data[magnitude].copy_from_slice(&network.row_norms(module.layer, module.target)?);
+        }
     }
-    weights
+    Ok(weights)
 }
 
 /// What a folder says of itself, without a base to lay it on.
@@ -126,6 +136,8 @@ pub fn init(model: &ModelConfig, settings: &LoraSettings, seed: u64) -> LoraWeig
 pub struct Summary {
     pub rank: usize,
     pub alpha: f64,
+    pub use_rslora: bool,
+    pub use_dora: bool,
     /// Of `adapter_model.safetensors`, in bytes.
     pub tensor_bytes: u64,
 }
@@ -135,7 +147,8 @@ pub fn inspect(folder: &Path) -> Result<Summary> {
     let (config, tensors) = open(folder)?;
     refuse_foreign_kinds(&tensors)?;
     let tensor_bytes = std::fs::metadata(folder.join(TENSOR_FILE))?.len();
-    Ok(Summary { rank: config.rank, alpha: config.alpha, tensor_bytes })
+    let PeftConfig { rank, alpha, use_rslora, use_dora, .. } = config;
+    Ok(Summary { rank, alpha, use_rslora, use_dora, tensor_bytes })
 }
 
 /// Reads the adapter in `folder` for `model`.
@@ -159,6 +172,10 @@ fn read_folder(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
         let b = tensors.tensor(&b_name(&prefix), &[module.out_features, module.rank])?;
         weights.data[module.a.clone()].copy_from_slice(&a);
         weights.data[module.b.clone()].copy_from_slice(&b);
+        if let Some(range) = module.magnitude.clone() {
+            let magnitude = tensors.tensor(&magnitude_name(&prefix), &[module.out_features])?;
+            weights.data[range].copy_from_slice(&magnitude);
+        }
     }
     let targets: BTreeSet<Target> = weights.modules.iter().map(|m| m.target).collect();
     let layers: BTreeSet<usize> = weights.modules.iter().map(|m| m.layer).collect();
@@ -169,6 +186,7 @@ fn read_folder(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
         targets: targets.into_iter().collect(),
         layers: (layers.len() < model.layers).then(|| layers.into_iter().collect()),
         use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
     };
     Ok(Adapter::new(weights, settings))
 }
@@ -200,30 +218,39 @@ fn b_name(prefix: &str) -> String {
     format!("{prefix}.lora_B.weight")
 }
 
+fn magnitude_name(prefix: &str) -> String {
+    format!("{prefix}.lora_magnitude_vector")
+}
+
 /// Kinds of adapters that a tensor's name gives away, whatever the configuration says.
 fn refuse_foreign_kinds(tensors: &Checkpoint) -> Result<()> {
     for name in tensors.names() {
-        let kind = if name.contains("lora_magnitude_vector") {
-            "DoRA is not supported yet"
-        } else if name.contains("lora_embedding_") {
+        let kind = if name.contains("lora_embedding_") {
             "LoRA on embeddings is not supported"
-        } else if name.contains("modules_to_save") {
+        } else if name.contains("modules_to_save") || name.contains("original_module") {
             "fully trained modules are not supported"
+        } else if name.ends_with("lora_B.bias") {
+            "a bias on lora_B is not supported"
+        } else if name.contains("lm_head") || name.contains("embed_tokens") {
+            "adapters of lm_head or the embedding, and those that bring their own, are not supported"
         } else {
             continue;
         };
-        return Err(Error::failure(format!("tensor {name}: {kind}")).context(TENSOR_FILE));
+        return Err(Error::failure(format!("tensor {name}: {kind}")).hint(REFUSED).context(TENSOR_FILE));
     }
     Ok(())
 }
 
 /// Every tensor is expected and has its shape; every expected tensor is there.
 fn check_tensors(tensors: &Checkpoint, shapes: &[LoraShape], model: &ModelConfig) -> Result<()> {
-    let mut expected: BTreeMap<String, (&LoraShape, [usize; 2])> = BTreeMap::new();
+    let mut expected: BTreeMap<String, (&LoraShape, Vec<usize>)> = BTreeMap::new();
     for shape in shapes {
         let prefix = peft_prefix(shape.layer, shape.target);
-        expected.insert(a_name(&prefix), (shape, [shape.rank, shape.in_features]));
-        expected.insert(b_name(&prefix), (shape, [shape.out_features, shape.rank]));
+        expected.insert(a_name(&prefix), (shape, vec![shape.rank, shape.in_features]));
+        expected.insert(b_name(&prefix), (shape, vec![shape.out_features, shape.rank]));
+        if shape.dora {
+            expected.insert(magnitude_name(&prefix), (shape, vec![shape.out_features]));
+        }
     }
     for name in tensors.names() {
         let Some((shape, needed)) = expected.get(name) else {
@@ -239,12 +266,13 @@ fn check_tensors(tensors: &Checkpoint, shapes: &[LoraShape], model: &ModelConfig
         }
     }
     if let Some(name) = expected.keys().find(|name| !tensors.contains(name)) {
-        let half = if name.ends_with(".lora_A.weight") {
-            name.replace(".lora_A.", ".lora_B.")
-        } else {
-            name.replace(".lora_B.", ".lora_A.")
+        let other = match name.rsplit_once(".lora_") {
+            Some((prefix, "A.weight")) => b_name(prefix),
+            Some((prefix, _)) => a_name(prefix),
+            None => String::new(),
         };
-        let why = if tensors.contains(&half) { "its other half is there" } else { "target_modules names its layer" };
+        let why =
+            if tensors.contains(&other) { "the rest of its module is there" } else { "target_modules names its layer" };
         return Err(Error::failure(format!("tensor {name} is missing: {why}"))
             .hint("the file is incomplete, or the adapter was made for a base with other layers"));
     }
@@ -256,6 +284,9 @@ fn why_unexpected(name: &str, model: &ModelConfig) -> String {
     match path.and_then(|(layer, rest)| Some((layer.parse::<usize>().ok()?, rest))) {
         Some((layer, _)) if layer >= model.layers => {
             format!("this base has no layer {layer}, it has {} (from 0)", model.layers)
+        }
+        Some((_, rest)) if rest.ends_with(".lora_magnitude_vector") => {
+            "it belongs to DoRA, and the configuration's use_dora does not say so".to_string()
         }
         Some((_, rest)) if rest.ends_with(".lora_A.weight") || rest.ends_with(".lora_B.weight") => {
             "the configuration does not target this layer".to_string()
@@ -269,14 +300,16 @@ fn why_unexpected(name: &str, model: &ModelConfig) -> String {
 pub fn write(folder: &Path, adapter: &Adapter, base_name: &str) -> Result<()> {
     let weights = &adapter.weights;
     let bytes = le_bytes(&weights.data);
-    let mut views = Vec::with_capacity(2 * weights.modules.len());
+    let mut views = Vec::with_capacity(3 * weights.modules.len());
     for module in &weights.modules {
         let prefix = module.peft_prefix();
-        let halves = [
+        let pair = [
             (a_name(&prefix), vec![module.rank, module.in_features], &module.a),
             (b_name(&prefix), vec![module.out_features, module.rank], &module.b),
         ];
-        for (name, shape, range) in halves {
+        let magnitude =
+            module.magnitude.iter().map(|range| (magnitude_name(&prefix), vec![module.out_features], range));
+        for (name, shape, range) in pair.into_iter().chain(magnitude) {
             if let Some(value) = weights.data[range.clone()].iter().find(|v| !v.is_finite()) {
                 return Err(Error::failure(format!("tensor {name} holds {value}, so the adapter is not saved")));
             }
@@ -291,4 +324,4 @@ pub fn write(folder: &Path, adapter: &Adapter, base_name: &str) -> Result<()> {
 
 #[cfg(test)]
 #[path = "peft_tests.rs"]
-mod tests;
+pub(super) mod tests;

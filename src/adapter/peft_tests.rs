@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::candle::tests::network;
 use crate::model::config::Family;
 
-fn model() -> ModelConfig {
+pub fn model() -> ModelConfig {
     ModelConfig {
         family: Family::Qwen3,
         vocab_size: 32,
@@ -42,20 +43,20 @@ fn golden_model(adapter: &Path) -> ModelConfig {
     ModelConfig::from_json(&std::fs::read(config).unwrap()).unwrap()
 }
 
-fn adapter(settings: LoraSettings) -> Adapter {
-    let mut weights = init(&model(), &settings, 7);
+pub fn adapter(settings: LoraSettings) -> Adapter {
+    let mut weights = init(&network(&model()), &settings, 7).unwrap();
     for (i, value) in weights.data.iter_mut().enumerate() {
         *value += (i as f32 * 0.37).sin() * 1e-3; // B too
     }
     Adapter::new(weights, settings)
 }
 
-fn settings(rank: usize, alpha: f64, targets: &[Target]) -> LoraSettings {
+pub fn settings(rank: usize, alpha: f64, targets: &[Target]) -> LoraSettings {
     LoraSettings { rank, alpha, targets: targets.to_vec(), ..LoraSettings::default() }
 }
 
 /// A written adapter whose configuration is then changed by `edit`.
-fn edited(edit: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+pub fn edited(edit: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), &adapter(settings(2, 4.0, &[Target::Q, Target::V])), "base").unwrap();
     let path = dir.path().join(CONFIG_FILE);
@@ -65,13 +66,13 @@ fn edited(edit: impl FnOnce(&mut Value)) -> tempfile::TempDir {
     dir
 }
 
-fn with(key: &str, value: Value) -> tempfile::TempDir {
+pub fn with(key: &str, value: Value) -> tempfile::TempDir {
     edited(|config| config[key] = value)
 }
 
 /// Replaces the tensor file by what `edit` makes of its tensors: name, dtype, shape, bytes.
-type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
-fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Vec<Raw>)) {
+pub type Raw = (String, Dtype, Vec<usize>, Vec<u8>);
+pub fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Vec<Raw>)) {
     let path = dir.join(TENSOR_FILE);
     let bytes = std::fs::read(&path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -83,30 +84,25 @@ fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Vec<Raw>)) {
     std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-fn refused(dir: &Path) -> String {
+pub fn refused(dir: &Path) -> String {
     let e = read(dir, &model()).unwrap_err();
     e.message().to_string()
 }
 
 #[test]
-fn golden_adapters_read_and_dora_is_refused() {
+fn golden_adapters_read() {
     let Some(folder) = golden("adapters") else { return };
     let mut read_count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let folder = entry.unwrap().path();
         let model = golden_model(&folder);
         let kind = folder.to_str().unwrap().rsplit("--").next().unwrap().to_string();
-        let got = read(&folder, &model);
-        if kind == "dora" {
-            assert!(got.unwrap_err().message().contains("DoRA"), "{kind}");
-            assert!(inspect(&folder).unwrap_err().message().contains("DoRA"));
-            continue;
-        }
-        let got = got.unwrap();
+        let got = read(&folder, &model).unwrap();
         let targets: &[Target] = if kind == "attention-only" { &[Target::Q, Target::V] } else { &Target::ALL };
         assert_eq!(got.settings.targets, targets, "{kind}");
         assert_eq!((got.settings.rank, got.settings.alpha), (4, 8.0));
-        assert_eq!(got.settings.use_rslora, kind == "rslora");
+        assert_eq!((got.settings.use_rslora, got.settings.use_dora), (kind == "rslora", kind == "dora"));
+        assert!(got.weights.modules.iter().all(|m| m.magnitude.is_some() == (kind == "dora")));
         let scale = if kind == "rslora" { 4.0 } else { 2.0 };
         assert!(got.weights.modules.iter().all(|m| m.scale == scale));
         assert_eq!(got.weights.modules.len(), model.layers * targets.len());
@@ -125,7 +121,7 @@ fn golden_adapters_read_and_dora_is_refused() {
         assert_eq!(data(&folder), data(out.path()), "{kind}");
         read_count += 1;
     }
-    assert_eq!(read_count, 6);
+    assert_eq!(read_count, 8);
 }
 
 #[test]
@@ -149,6 +145,8 @@ fn written_folders_read_back_bit_for_bit() {
         settings(2, 4.0, &[Target::Q, Target::V]),
         LoraSettings { dropout: 0.05, ..settings(3, 16.5, &Target::ALL) },
         LoraSettings { use_rslora: true, ..settings(3, 7.0, &[Target::Down]) },
+        LoraSettings { use_dora: true, ..settings(2, 4.0, &[Target::Gate, Target::V]) },
+        LoraSettings { use_dora: true, use_rslora: true, ..settings(2, 4.0, &[Target::O]) },
         layered,
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -188,9 +186,10 @@ fn the_configuration_has_pefts_fields() {
 #[test]
 fn a_fresh_adapter_changes_nothing_and_follows_its_seed() {
     let settings = settings(4, 8.0, &Target::ALL);
-    let weights = init(&model(), &settings, 42);
-    assert_eq!(weights, init(&model(), &settings, 42));
-    assert_ne!(weights, init(&model(), &settings, 43));
+    let base = network(&model());
+    let weights = init(&base, &settings, 42).unwrap();
+    assert_eq!(weights, init(&base, &settings, 42).unwrap());
+    assert_ne!(weights, init(&base, &settings, 43).unwrap());
     assert_eq!(weights.modules.len(), 14);
     for module in &weights.modules {
         let bound = 1.0 / (module.in_features as f32).sqrt();
@@ -201,6 +200,42 @@ fn a_fresh_adapter_changes_nothing_and_follows_its_seed() {
         assert!(weights.b(module).iter().all(|v| *v == 0.0));
         assert_eq!(module.scale, 2.0);
     }
+}
+
+#[test]
+fn a_fresh_dora_starts_from_the_bases_rows() {
+    let (base, settings) =
+        (network(&model()), LoraSettings { use_dora: true, ..settings(4, 8.0, &[Target::K, Target::Down]) });
+    let weights = init(&base, &settings, 42).unwrap();
+    let plain = init(&base, &LoraSettings { use_dora: false, ..settings }, 42).unwrap();
+    for (module, plain_module) in weights.modules.iter().zip(&plain.modules) {
+        assert_eq!(weights.a(module), plain.a(plain_module), "the same draws");
+        let norms = base.row_norms(module.layer, module.target).unwrap();
+        assert_eq!(weights.magnitude(module).unwrap(), norms);
+        assert_eq!(module.magnitude.clone().unwrap().start, module.b.end, "ordered by name: A, B, magnitude");
+    }
+    assert_ne!(
+        Adapter::new(weights.clone(), LoraSettings::default()).digest,
+        Adapter::new(plain, LoraSettings::default()).digest
+    );
+}
+
+#[test]
+fn magnitudes_are_there_for_each_pair_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = adapter(LoraSettings { use_dora: true, ..settings(2, 4.0, &[Target::Q]) });
+    write(dir.path(), &before, "base").unwrap();
+    let summary = inspect(dir.path()).unwrap();
+    assert!(summary.use_dora && !summary.use_rslora);
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
+    edit_tensors(dir.path(), |tensors| {
+        let magnitude = tensors.iter_mut().find(|t| t.0 == name).unwrap();
+        assert_eq!((magnitude.1, magnitude.2.as_slice()), (Dtype::F32, &[12][..]));
+        magnitude.2 = vec![1, 12];
+    });
+    assert!(refused(dir.path()).contains(&format!("tensor {name} has shape [1, 12]; rank 2 on this base takes [12]")));
+    edit_tensors(dir.path(), |tensors| tensors.retain(|t| t.0 != name));
+    assert!(refused(dir.path()).contains(&format!("tensor {name} is missing: the rest of its module is there")));
 }
 
 #[test]
@@ -245,127 +280,8 @@ fn half_precision_is_read() {
 }
 
 #[test]
-fn every_spelling_of_targets_is_understood() {
-    for targets in [
-        json!(["q_proj", "v_proj"]),
-        json!(["self_attn.v_proj", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]),
-        json!(["q_proj", "v_proj", "c_attn"]),
-        json!(r".*\.(q_proj|v_proj)"),
-        json!(r".*(q|v)_proj"),
-        json!(r"model\.layers\.\d+\.self_attn\.[qv]_proj$"),
-        json!(null),
-    ] {
-        let got = read(with("target_modules", targets.clone()).path(), &model()).unwrap();
-        assert_eq!(got.settings.targets, [Target::Q, Target::V], "{targets}");
-        assert_eq!(got.weights.modules.len(), 4);
-    }
-    let dir = edited(|c| {
-        c["target_modules"] = json!("all-linear");
-        c["exclude_modules"] = json!(["k_proj", "self_attn.o_proj", "gate_proj", "up_proj", "down_proj"]);
-    });
-    assert_eq!(read(dir.path(), &model()).unwrap().settings.targets, [Target::Q, Target::V]);
-    let dir = edited(|c| {
-        c["target_modules"] = json!("ALL-LINEAR");
-        c["exclude_modules"] = json!(r".*(mlp.*|k_proj|o_proj)");
-    });
-    assert_eq!(read(dir.path(), &model()).unwrap().settings.targets, [Target::Q, Target::V]);
-
-    for (targets, why) in [
-        (json!("q_proj"), "matches no linear layer"),
-        (json!([]), "matches no linear layer"),
-        (json!(["wq"]), "matches no linear layer"),
-        (json!(["q_proj", "lm_head"]), "lm_head"),
-        (json!(".*"), "lm_head"),
-        (json!(["embed_tokens"]), "model.embed_tokens"),
-        (json!(r".*(?<!k)_proj"), "is not understood"),
-        (json!("a)|(b"), "is not understood"),
-        (json!("(q_proj"), "is not understood"),
-        (json!("q".repeat(5000)), "is not understood"),
-        (json!(r"(\w{1000}){1000}"), "is not understood"),
-        (json!([1]), "should be a list of module names"),
-        (json!({"q": 1}), "should be a list of module names or a pattern"),
-    ] {
-        let got = refused(with("target_modules", targets.clone()).path());
-        assert!(got.contains(why) && got.contains(CONFIG_FILE), "{targets}: {got}");
-    }
-}
-
-#[test]
-fn layers_can_be_chosen() {
-    let one_layer = |key: Value| {
-        let dir = with("layers_to_transform", key);
-        edit_tensors(dir.path(), |tensors| tensors.retain(|(name, ..)| name.contains("layers.1.")));
-        dir
-    };
-    for key in [json!([1]), json!(1)] {
-        let got = read(one_layer(key).path(), &model()).unwrap();
-        assert_eq!(got.settings.layers, Some(vec![1]));
-        let out = tempfile::tempdir().unwrap();
-        write(out.path(), &got, "base").unwrap();
-        assert_eq!(read(out.path(), &model()).unwrap(), got);
-    }
-    assert_eq!(read(with("layers_to_transform", json!([])).path(), &model()).unwrap().settings.layers, None);
-    assert!(refused(one_layer(json!([0])).path()).contains("the configuration does not target this layer"));
-    assert!(refused(one_layer(json!("1")).path()).contains("layers_to_transform"));
-    let dir = edited(|c| {
-        c["layers_to_transform"] = json!(0);
-        c["target_modules"] = json!(".*q_proj");
-    });
-    assert!(refused(dir.path()).contains("layers_to_transform"));
-}
-
-#[test]
-fn patterns_give_single_layers_their_own_rank_and_alpha() {
-    // Layer 1's q has rank 3 and alpha 9; the file is made by finch from weights that differ.
-    let mut shapes: Vec<LoraShape> = Vec::new();
-    for layer in 0..2 {
-        for target in [Target::Q, Target::V] {
-            let special = layer == 1 && target == Target::Q;
-            let (in_features, out_features) = model().linear_shape(target);
-            let rank = if special { 3 } else { 2 };
-            let scale = scale(if special { 9.0 } else { 4.0 }, rank, false);
-            shapes.push(LoraShape { layer, target, rank, in_features, out_features, scale });
-        }
-    }
-    let mut weights = LoraWeights::zeros(shapes);
-    for (i, v) in weights.data.iter_mut().enumerate() {
-        *v = i as f32;
-    }
-    let before = Adapter::new(weights, settings(2, 4.0, &[Target::Q, Target::V]));
-    let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), &before, "base").unwrap();
-    assert_eq!(read(dir.path(), &model()).unwrap(), before);
-
-    let path = dir.path().join(CONFIG_FILE);
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    assert_eq!(config["rank_pattern"], json!({"model.layers.1.self_attn.q_proj": 3}));
-    assert_eq!(config["alpha_pattern"], json!({"model.layers.1.self_attn.q_proj": 9}));
-    for (ranks, alphas, ok) in [
-        (json!({r"layers\.1\..*q_proj": 3}), json!({"1.self_attn.q_proj": 9.0}), true),
-        (json!({r"^model.layers.1.self_attn.q_proj": 3}), json!({r"layers.[1-9].self_attn.q_proj": 9}), true),
-        (json!({"1.self_attn.q_proj": 3, "q_proj": 2}), json!({"1.self_attn.q_proj": 9}), false),
-        (json!({"1.self_attn.q_proj": 0}), json!({}), false),
-        (json!({"1.self_attn.q_proj": 3.5}), json!({}), false),
-        (json!({"1.self_attn.q_proj": 3}), json!({"q_proj": "9"}), false),
-        (json!({"(": 3}), json!({}), false),
-        (json!([3]), json!({}), false),
-        (json!(null), json!(null), false),
-    ] {
-        config["rank_pattern"] = ranks.clone();
-        config["alpha_pattern"] = alphas;
-        std::fs::write(&path, serde_json::to_vec(&config).unwrap()).unwrap();
-        let got = read(dir.path(), &model());
-        assert_eq!(got.is_ok(), ok, "{ranks}: {got:?}");
-        if ok {
-            assert_eq!(got.unwrap(), before);
-        }
-    }
-}
-
-#[test]
 fn unsupported_features_are_refused_by_name() {
     for (key, value) in [
-        ("use_dora", json!(true)),
         ("use_qalora", json!(true)),
         ("use_newer_switch", json!(1)),
         ("bias", json!("all")),
@@ -381,7 +297,6 @@ fn unsupported_features_are_refused_by_name() {
         ("enable_lora", json!([true])),
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("olora")),
-        ("layers_pattern", json!("h")),
         ("task_type", json!("SEQ_CLS")),
         ("peft_type", json!("IA3")),
         ("peft_type", json!(null)),
@@ -389,6 +304,8 @@ fn unsupported_features_are_refused_by_name() {
         let got = refused(with(key, value.clone()).path());
         assert!(got.contains(key) && got.contains(CONFIG_FILE), "{key}: {got}");
     }
+    let e = read(with("modules_to_save", json!(["lm_head"])).path(), &model()).unwrap_err();
+    assert!(e.hint_text().is_some_and(|hint| hint.contains("merge_and_unload")), "{e}");
     // Off, or of no effect on what is computed: other versions' keys are no reason to refuse.
     for (key, value) in [
         ("modules_to_save", json!([])),
@@ -401,7 +318,7 @@ fn unsupported_features_are_refused_by_name() {
         ("some_future_key", json!({"a": [1]})),
         ("init_lora_weights", json!("gaussian")),
         ("init_lora_weights", json!(false)),
-        ("layers_pattern", json!("layers")),
+        ("layers_pattern", json!("h")), // of layers_to_transform, which is not there
         ("task_type", json!(null)),
         ("lora_alpha", json!(4.0)),
         ("lora_dropout", json!(null)),
@@ -446,7 +363,7 @@ fn bad_tensors_are_named() {
         assert!(got.contains(why) && got.contains(TENSOR_FILE), "{why}: {got}");
     };
     let at = |tensors: &mut Vec<Raw>| tensors.iter().position(|t| t.0 == A).unwrap();
-    check(&format!("tensor {A} is missing: its other half is there"), &|t| {
+    check(&format!("tensor {A} is missing: the rest of its module is there"), &|t| {
         let i = at(t);
         t.remove(i);
     });
@@ -471,8 +388,11 @@ fn bad_tensors_are_named() {
     let add = |name: &'static str| move |t: &mut Vec<Raw>| t.push((name.to_string(), Dtype::F32, vec![1], vec![0; 4]));
     check("no layer 7, it has 2", &add("base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"));
     check("does not target this layer", &add("base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"));
-    check("it is no LoRA tensor", &add("base_model.model.lm_head.weight"));
-    check("DoRA", &add("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"));
+    check("it is no LoRA tensor", &add("base_model.model.model.norm.weight"));
+    check("use_dora does not say so", &add("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"));
+    check("a bias on lora_B", &add("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias"));
+    check("lm_head", &add("base_model.model.lm_head.lora_A.weight"));
+    check("embedding", &add("base_model.model.model.embed_tokens.weight"));
     check("embeddings", &add("base_model.model.model.embed_tokens.lora_embedding_A"));
 
     let dir = edited(|_| {});

@@ -1,7 +1,9 @@
 //! Tests of `registry.rs`: names that try to leave the folder, listing whole and broken adapters, saving, importing.
 
 use super::super::peft::{LoraSettings, init};
+use super::super::provenance;
 use super::*;
+use crate::model::candle::tests::network;
 use crate::model::config::Family;
 use crate::model::lora::Target;
 
@@ -31,7 +33,7 @@ pub fn home() -> (tempfile::TempDir, Paths) {
 
 fn adapter(seed: u64) -> Adapter {
     let settings = LoraSettings { rank: 2, targets: vec![Target::Q], ..LoraSettings::default() };
-    Adapter::new(init(&model(), &settings, seed), settings)
+    Adapter::new(init(&network(&model()), &settings, seed).unwrap(), settings)
 }
 
 /// Saves an adapter of base "ab12".

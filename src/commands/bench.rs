@@ -159,7 +159,7 @@ impl Work<'_> {
             .map(|row| row.split_at(row_tokens / 2))
             .map(|(prompt, completion)| Row::imitate(Tokens::new(prompt, completion), 1.0))
             .collect();
-        let start = init(config, &LoraSettings::default(), 42);
+        let start = init(self.network, &LoraSettings::default(), 42)?;
         let courtesy = Arc::new(Courtesy::default());
         let mut learner = self.network.learner(&start, Arc::clone(&courtesy))?;
         let lanes = Lanes::for_network(config, self.threads)?;

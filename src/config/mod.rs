@@ -99,11 +99,25 @@ pub struct LoraSection {
     pub training: TrainingSection,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What kind of adapter is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Variant {
+    /// Scaled by alpha / rank
     Lora,
+    /// Scaled by alpha / √rank
     Rslora,
+    /// LoRA that learns the magnitude of each output apart
     Dora,
+}
+
+impl Variant {
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Lora => "lora",
+            Variant::Rslora => "rslora",
+            Variant::Dora => "dora",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -207,20 +221,17 @@ impl Default for TeacherSection {
 }
 
 impl LoraSection {
-    /// What a new adapter is made with. Errors: the variant cannot be trained yet.
-    pub fn settings(&self) -> Result<LoraSettings> {
-        if self.variant == Variant::Dora {
-            return Err(Error::usage("lora.variant \"dora\" is not supported yet")
-                .hint("use \"lora\" or \"rslora\" in the [lora] section of config.toml"));
-        }
-        Ok(LoraSettings {
+    /// What a new adapter is made with.
+    pub fn settings(&self) -> LoraSettings {
+        LoraSettings {
             rank: self.rank,
             alpha: self.alpha,
             dropout: self.dropout,
             targets: self.targets.clone(),
             layers: None,
             use_rslora: self.variant == Variant::Rslora,
-        })
+            use_dora: self.variant == Variant::Dora,
+        }
     }
 }
 

@@ -146,7 +146,7 @@ fn every_key_can_be_set() {
     };
     assert_eq!(c.lora, l);
     assert_eq!(c.teacher, TeacherSection { enabled: true, sampling_rate: 1.0 });
-    let settings = c.lora.settings().unwrap();
+    let settings = c.lora.settings();
     assert!(settings.use_rslora && settings.rank == 8 && settings.targets == [Target::Q, Target::V]);
     assert_eq!(config("lora.training.epochs = 3").lora.training.epochs.value(), Some(3));
     assert_eq!(Config::default().lora.training.epochs.value(), None);
@@ -340,10 +340,11 @@ fn flags_are_judged_like_the_file() {
 }
 
 #[test]
-fn dora_is_read_and_not_trained_yet() {
-    let c = config("lora.variant = \"dora\"");
-    let e = c.lora.settings().unwrap_err();
-    assert!(e.message().contains("dora") && e.hint_text().is_some());
+fn variants_are_what_new_adapters_are_made_with() {
+    for (variant, rslora, dora) in [("lora", false, false), ("rslora", true, false), ("dora", false, true)] {
+        let settings = config(&format!("lora.variant = \"{variant}\"")).lora.settings();
+        assert_eq!((settings.use_rslora, settings.use_dora), (rslora, dora), "{variant}");
+    }
 }
 
 #[test]

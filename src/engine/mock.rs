@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use crate::error::{Error, Result};
 use crate::model::config::{Family, ModelConfig};
 use crate::model::courtesy::Courtesy;
-use crate::model::lora::LoraWeights;
+use crate::model::lora::{LoraWeights, Target};
 use crate::model::{Decoder, Learner, Network};
 
 /// What a mock decoder was asked to do.
@@ -64,6 +64,10 @@ impl MockNetwork {
 impl Network for MockNetwork {
     fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    fn row_norms(&self, _: usize, _: Target) -> Result<Vec<f32>> {
+        Err(Error::failure("the mock has no weights"))
     }
 
     fn decoder(&self, adapter: Option<&LoraWeights>) -> Result<Box<dyn Decoder>> {

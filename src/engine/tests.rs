@@ -442,7 +442,8 @@ fn real_network() -> Arc<dyn Network> {
 #[test]
 fn over_a_real_network_a_reused_cache_gives_what_a_fresh_one_gives() {
     let network = real_network();
-    let shape = LoraShape { layer: 1, target: Target::V, rank: 2, in_features: 16, out_features: 8, scale: 1.0 };
+    let shape =
+        LoraShape { layer: 1, target: Target::V, rank: 2, in_features: 16, out_features: 8, scale: 1.0, dora: false };
     let mut weights = LoraWeights::zeros(vec![shape]);
     weights.data.iter_mut().enumerate().for_each(|(i, v)| *v = (i % 7) as f32 / 3.0 - 1.0);
     let adapter = Arc::new(EngineAdapter { name: "lora".into(), digest: "d".into(), weights });

@@ -155,7 +155,7 @@ mod tests {
     fn asked(examples: &[Example]) -> Compliance {
         let model = testing::model(5);
         let checks = checks(&model, examples).unwrap();
-        let layout = peft::init(model.network.config(), &LoraSettings { rank: 2, ..LoraSettings::default() }, 1);
+        let layout = peft::init(&*model.network, &LoraSettings { rank: 2, ..LoraSettings::default() }, 1).unwrap();
         let (lanes, courtesy) = (Lanes::new(1, 80).unwrap(), Arc::<Courtesy>::default());
         let gauge = Gauge::new(model.network.as_ref(), None, &layout, &lanes, &courtesy).unwrap();
         ask(&gauge, &checks, &model).unwrap()

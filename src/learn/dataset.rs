@@ -12,7 +12,7 @@ use super::fit::{Fit, Progress, Stopping, Trained};
 use super::mix::{self, Beside};
 use super::recipe::{HELD_OUT_MIN, HELD_OUT_SHARE, REPLAY_ROWS, REPLAY_WEIGHT, Recipe};
 use crate::adapter::peft::{self, Adapter, LoraSettings};
-use crate::config::{Auto, LoraSection, TrainingSection};
+use crate::config::{Auto, LoraSection, TrainingSection, Variant};
 use crate::error::{Error, Result};
 use crate::model::Network;
 use crate::model::config::ModelConfig;
@@ -79,7 +79,7 @@ impl Training {
     ///
     /// Errors: no rows, rows that the objective has no use for, more warm-up than steps.
     pub fn prepare(
-        model: &ModelConfig,
+        network: &dyn Network,
         set: &DataSet,
         lora: &LoraSection,
         init: Option<Adapter>,
@@ -103,15 +103,19 @@ impl Training {
         }
         let weight = request.replay_weight().unwrap_or_default();
         let replayed = if weight > 0.0 { replayed.to_vec() } else { Vec::new() };
-        let recipe = resolve(model, lora, &request, rows.len(), if replayed.is_empty() { 0.0 } else { weight })?;
-        let draws = order::draws(order, &marks, recipe.steps.saturating_mul(recipe.batch_size), recipe.seed);
         let (start, settings) = match init {
             Some(adapter) => (adapter.weights, LoraSettings { dropout: lora.dropout, ..adapter.settings }),
             None => {
-                let settings = lora.settings()?;
-                (peft::init(model, &settings, recipe.seed), settings)
+                let settings = lora.settings();
+                (peft::init(network, &settings, lora.training.seed)?, settings)
             }
         };
+        // The numbers that `auto` stands for go by the adapter that is trained, not by that of the configuration.
+        let variant = if settings.use_rslora { Variant::Rslora } else { Variant::Lora };
+        let lora = LoraSection { variant, rank: settings.rank, ..lora.clone() };
+        let replay_weight = if replayed.is_empty() { 0.0 } else { weight };
+        let recipe = resolve(network.config(), &lora, &request, rows.len(), replay_weight)?;
+        let draws = order::draws(order, &marks, recipe.steps.saturating_mul(recipe.batch_size), recipe.seed);
         Ok(Training { recipe, order, request, start, settings, rows, importance, draws, replayed, held_out })
     }
 
@@ -257,7 +261,14 @@ mod tests {
     }
 
     fn prepare(rows: usize, request: Request) -> Result<Training> {
-        Training::prepare(&testing::config(), &set(rows), &LoraSection::default(), None, &[], request)
+        Training::prepare(
+            &testing::network(&testing::config(), 1),
+            &set(rows),
+            &LoraSection::default(),
+            None,
+            &[],
+            request,
+        )
     }
 
     #[test]
@@ -295,8 +306,14 @@ mod tests {
         let row = |i| DataRow { line: 1, weight: 2.0, lesson: pair(i), question: None };
         let set = DataSet { rows: (0..4).map(row).collect(), ..DataSet::default() };
         let sft = |objective| {
-            let training =
-                Training::prepare(&testing::config(), &set, &LoraSection::default(), None, &[], request(objective));
+            let training = Training::prepare(
+                &testing::network(&testing::config(), 1),
+                &set,
+                &LoraSection::default(),
+                None,
+                &[],
+                request(objective),
+            );
             match &training.unwrap().rows[0].goal {
                 Goal::Prefer(pair) => pair.sft,
                 other => panic!("{other:?}"),

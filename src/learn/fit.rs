@@ -325,7 +325,7 @@ mod tests {
         fn run(&self, courtesy: &Arc<Courtesy>, on_step: &mut dyn FnMut(usize)) -> Result<Trained> {
             let fit = Fit {
                 network: &self.network,
-                start: peft::init(&config(), &settings(), 42),
+                start: peft::init(&self.network, &settings(), 42).unwrap(),
                 rows: &self.rows,
                 measured: &self.rows,
                 importance: &vec![1.0; self.rows.len()],
@@ -448,7 +448,7 @@ mod tests {
         let fit = |on: &mut dyn FnMut(&StepReport, &Progress) -> Result<()>| {
             Fit {
                 network: &bench.network,
-                start: peft::init(&config(), &settings(), 1),
+                start: peft::init(&bench.network, &settings(), 1).unwrap(),
                 rows: &bench.rows,
                 measured: &bench.rows,
                 importance: &[1.0; 5],

@@ -11,9 +11,9 @@ use crate::learn::compliance;
 /// An adapter whose B is `size` times random; 0 is the base.
 fn weights(model: &Model, size: f32) -> LoraWeights {
     let settings = LoraSettings { rank: 4, alpha: 8.0, ..LoraSettings::default() };
-    let config = model.network.config();
-    let mut weights = peft::init(config, &settings, 1);
-    let other = peft::init(config, &settings, 2);
+    let network = model.network.as_ref();
+    let mut weights = peft::init(network, &settings, 1).unwrap();
+    let other = peft::init(network, &settings, 2).unwrap();
     for m in &weights.modules {
         for (i, at) in m.b.clone().enumerate() {
             weights.data[at] = size * other.data[m.a.start + i % m.a.len()];

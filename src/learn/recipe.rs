@@ -5,7 +5,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
-use crate::config::{Auto, LoraSection, TrainingSection};
+use crate::config::{Auto, LoraSection, TrainingSection, Variant};
 use crate::model::config::ModelConfig;
 use crate::train::order::{steps_of, weighted_draws};
 use crate::train::run::Plan;
@@ -97,6 +97,9 @@ impl Recipe {
             Auto::Value(epochs) => (steps_of(epochs, rows, batch_size), None),
         };
         let auto = if model.is_small() { SMALL_LEARNING_RATE } else { LARGE_LEARNING_RATE };
+        // A step of AdamW is as long as the rate whatever the gradient, and B A is then multiplied by the scale: rsLoRA's is
+        // √rank times the one that `auto` was measured with.
+        let auto = if lora.variant == Variant::Rslora { auto / (lora.rank as f64).sqrt() } else { auto };
         Recipe {
             learning_rate: lora.training.learning_rate.value().unwrap_or(auto),
             batch_size,
@@ -179,6 +182,10 @@ mod tests {
         assert_eq!((small.learning_rate, small.steps, small.stop_at), (SMALL_LEARNING_RATE, 300, Some(LEARNED)));
         assert_eq!(small.warmup_steps, 15);
         assert_eq!(Recipe::resolve(&lora, &large(), 10).learning_rate, LARGE_LEARNING_RATE);
+        let rate =
+            |variant, rank| Recipe::resolve(&LoraSection { variant, rank, ..lora.clone() }, &large(), 10).learning_rate;
+        assert_eq!(rate(Variant::Dora, 16), LARGE_LEARNING_RATE);
+        assert_eq!(rate(Variant::Rslora, 16), LARGE_LEARNING_RATE / 4.0, "at four times the scale");
     }
 
     #[test]

@@ -190,7 +190,7 @@ impl Round<'_> {
     }
 
     fn material(&self, set: TrainingSet, trial: &Trial) -> Result<Material> {
-        let settings = self.config.lora.settings()?;
+        let settings = self.config.lora.settings();
         let (lessons, skipped) = rows::lessons(self.model, set.buffer.examples())?;
         if lessons.is_empty() {
             let first = skipped.first().map(|s| format!(": {s}")).unwrap_or_default();
@@ -305,7 +305,7 @@ impl Round<'_> {
     fn fit(&self, material: &Material, replayed: &[Answered], on_event: &mut dyn FnMut(Event)) -> Result<Trained> {
         let Material { trained: lessons, held_out, faults, recipe, settings, .. } = material;
         let network = self.model.network.as_ref();
-        let start = peft::init(network.config(), settings, recipe.seed);
+        let start = peft::init(network, settings, recipe.seed)?;
         let mut rows: Vec<Row> = lessons.iter().map(|lesson| mix::lesson(lesson, recipe)).collect();
         let mut beside = Beside::new(recipe, replayed, faults);
         let learner = network.learner(&start, Arc::clone(&self.courtesy))?;
@@ -349,6 +349,7 @@ fn parameters(material: &Material) -> Result<Value> {
         "alpha": settings.alpha,
         "targets": settings.targets.iter().map(|t| t.name()).collect::<Vec<_>>(),
         "use_rslora": settings.use_rslora,
+        "use_dora": settings.use_dora,
         "rows": trained.len(),
         "held_out_rows": held_out.len(),
     });

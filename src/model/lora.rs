@@ -1,4 +1,5 @@
-//! LoRA weights as plain numbers: which linear layers carry a pair A, B, and one flat f32 vector of all values.
+//! LoRA weights as plain numbers: which linear layers carry a pair A, B (and with DoRA a magnitude for each output), and one
+//! flat f32 vector of all values.
 //!
 //! The order is by PEFT parameter name, so that optimiser, files and networks agree on it and sums are reproducible.
 
@@ -45,7 +46,8 @@ impl Target {
     }
 }
 
-/// One pair: y += scale · B(A x).
+/// One pair: y = W x + scale · B(A x). With DoRA each output of that is then multiplied by its magnitude over the length of
+/// its row of W + scale · B A; the bias is added after it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraModule {
     pub layer: usize,
@@ -59,18 +61,30 @@ pub struct LoraModule {
     pub a: Range<usize>,
     /// Where B, `[out_features, rank]` row-major, lies in [`LoraWeights::data`].
     pub b: Range<usize>,
+    /// Where DoRA's magnitudes, `[out_features]`, lie in [`LoraWeights::data`]; `None`: plain LoRA.
+    pub magnitude: Option<Range<usize>>,
 }
 
 impl LoraModule {
+    /// transformers' path of the linear layer: `model.layers.3.mlp.up_proj`.
+    pub fn path(&self) -> String {
+        module_path(self.layer, self.target)
+    }
+
     /// PEFT's tensor name without `.lora_A.weight`: `base_model.model.model.layers.3.mlp.up_proj`.
     pub fn peft_prefix(&self) -> String {
         peft_prefix(self.layer, self.target)
     }
 }
 
+/// transformers' path of a linear layer, which PEFT's names and patterns are about.
+pub fn module_path(layer: usize, target: Target) -> String {
+    format!("model.layers.{layer}.{}.{}", target.block(), target.name())
+}
+
 /// PEFT's name of the adapted module.
 pub fn peft_prefix(layer: usize, target: Target) -> String {
-    format!("base_model.model.model.layers.{layer}.{}.{}", target.block(), target.name())
+    format!("base_model.model.{}", module_path(layer, target))
 }
 
 /// Shape of a pair, before it has a place in the flat vector.
@@ -82,6 +96,8 @@ pub struct LoraShape {
     pub in_features: usize,
     pub out_features: usize,
     pub scale: f32,
+    /// Whether it carries DoRA's magnitudes.
+    pub dora: bool,
 }
 
 /// All pairs of an adapter, ordered by PEFT parameter name, and their values in one vector.
@@ -105,6 +121,7 @@ impl LoraWeights {
             .map(|s| LoraModule {
                 a: take(s.rank * s.in_features),
                 b: take(s.out_features * s.rank),
+                magnitude: s.dora.then(|| take(s.out_features)),
                 layer: s.layer,
                 target: s.target,
                 rank: s.rank,
@@ -130,5 +147,10 @@ impl LoraWeights {
     /// B of `module`, `[out_features, rank]`.
     pub fn b(&self, module: &LoraModule) -> &[f32] {
         &self.data[module.b.clone()]
+    }
+
+    /// DoRA's magnitudes of `module`, `[out_features]`, if it has them.
+    pub fn magnitude(&self, module: &LoraModule) -> Option<&[f32]> {
+        module.magnitude.clone().map(|range| &self.data[range])
     }
 }

@@ -28,11 +28,14 @@ use std::sync::Arc;
 use crate::error::Result;
 use config::ModelConfig;
 use courtesy::Courtesy;
-use lora::LoraWeights;
+use lora::{LoraWeights, Target};
 
 /// A loaded base model: frozen weights, shared by every decoder and learner made from it.
 pub trait Network: Send + Sync {
     fn config(&self) -> &ModelConfig;
+
+    /// The length (L2) of each row of a linear layer's dequantised weights, `[out]`: where DoRA's magnitudes start.
+    fn row_norms(&self, layer: usize, target: Target) -> Result<Vec<f32>>;
 
     /// A decoder with an empty KV cache, running the base alone or with `adapter` on top.
     ///

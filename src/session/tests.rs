@@ -16,7 +16,6 @@ use crate::engine::mock::MockNetwork;
 use crate::feedback::example::{UnusedReason, WaitReason};
 use crate::feedback::lesson::digest;
 use crate::feedback::{Kind, Verdict};
-use crate::model::Network;
 use crate::model::generation::GenerationConfig;
 use crate::model::load::Model;
 use crate::model::lora::Target;
@@ -295,9 +294,8 @@ fn save_adapter(house: &House, name: &str, base: &str, seed: u64) {
 
 /// And that it obeys these notes unprompted.
 fn save_adapter_that_carries(house: &House, name: &str, base: &str, seed: u64, notes: &[&str]) {
-    let settings =
-        LoraSettings { rank: 2, alpha: 4.0, dropout: 0.0, targets: vec![Target::Q], layers: None, use_rslora: false };
-    let adapter = Adapter::new(peft::init(house.network.config(), &settings, seed), settings);
+    let settings = LoraSettings { rank: 2, alpha: 4.0, targets: vec![Target::Q], ..LoraSettings::default() };
+    let adapter = Adapter::new(peft::init(&house.network, &settings, seed).unwrap(), settings);
     let carries = notes.iter().map(|note| digest(note)).collect();
     let made = Provenance { carries, ..Provenance::new(base, "mock") };
     Registry::new(house.paths()).save(name, &adapter, &made).unwrap();

@@ -44,7 +44,7 @@ pub fn run(ground: &Ground, args: &TrainArgs, file: &Path, courtesy: Arc<Courtes
     let init = args.init_adapter.as_ref().map(|folder| peft::read(folder, subject.network.config())).transpose()?;
     let ordinary = subject.ordinary(&set, &courtesy).inspect_err(tell_if_interrupted)?;
     let lora = &ground.config.lora;
-    let training = Training::prepare(subject.network.config(), &set, lora, init, &ordinary.replayed, request)?;
+    let training = Training::prepare(&*subject.network, &set, lora, init, &ordinary.replayed, request)?;
     let parameters = training.parameters()?;
     let examples = training.sizes().0;
     eprintln!("{}", opening(&training, args.objective));

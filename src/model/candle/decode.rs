@@ -5,7 +5,8 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::attention::attention;
-use super::forward::{Forward, Pairs, Rope, by_head};
+use super::forward::{Forward, Rope, by_head};
+use super::pairs::Pairs;
 use super::{Shared, head, ops};
 use crate::error::Result;
 use crate::model::Decoder;

@@ -8,44 +8,12 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use super::ops;
+use super::pairs::Pairs;
 use super::weights::{Block, Weights};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
-use crate::model::lora::{LoraWeights, Target};
-
-/// A LoRA pair as tensors.
-pub(super) struct Pair {
-    /// `[rank, in]`
-    pub a: Tensor,
-    /// `[out, rank]`
-    pub b: Tensor,
-    pub scale: f64,
-}
-
-/// The pairs of an adapter, by layer and place in [`Target::ALL`].
-#[derive(Default)]
-pub(super) struct Pairs(Vec<[Option<Pair>; 7]>);
-
-impl Pairs {
-    /// Lays out what `make` gives for each module: its A and B.
-    pub fn gather(
-        layers: usize,
-        lora: &LoraWeights,
-        mut make: impl FnMut(usize) -> Result<(Tensor, Tensor)>,
-    ) -> Result<Pairs> {
-        let mut pairs: Vec<[Option<Pair>; 7]> = (0..layers).map(|_| Default::default()).collect();
-        for (i, module) in lora.modules.iter().enumerate() {
-            let (a, b) = make(i)?;
-            pairs[module.layer][module.target as usize] = Some(Pair { a, b, scale: f64::from(module.scale) });
-        }
-        Ok(Pairs(pairs))
-    }
-
-    fn get(&self, layer: usize, target: Target) -> Option<&Pair> {
-        self.0.get(layer).and_then(|l| l[target as usize].as_ref())
-    }
-}
+use crate::model::lora::Target;
 
 /// Draws the masks of `lora_dropout`: a stream of numbers for every layer and target, so that computing a block a second
 /// time draws the same.
@@ -168,18 +136,25 @@ impl Forward<'_> {
         self.linear(layer, block, Target::Down, &ops::swiglu(&gate, &up)?)
     }
 
-    /// W x + b + s · B(A(dropout(x))).
+    /// W x + b + s · B(A(d)), with d = dropout(x). With DoRA, as PEFT has it: W x + b + (g − 1) · W d + g · s · B(A(d)), with
+    /// g = magnitude / row length, which without dropout is g · (W x + s · B(A x)) + b.
     fn linear(&self, layer: usize, block: &Block, target: Target, x: &Tensor) -> Result<Tensor> {
-        let mut y = ops::linear(x, &block.linear[target as usize])?;
-        if let Some(bias) = &block.bias[target as usize] {
-            y = y.broadcast_add(bias)?;
-        }
-        if let Some(pair) = self.pairs.and_then(|p| p.get(layer, target)) {
-            let dropped = self.dropout.map(|d| d.apply(x, layer, target)).transpose()?;
-            let low = ops::linear(dropped.as_ref().unwrap_or(x), &pair.a)?;
-            y = (y + ops::linear(&low, &pair.b)?.affine(pair.scale, 0.0)?)?;
-        }
-        Ok(y)
+        let (weight, bias) = (&block.linear[target as usize], block.bias[target as usize].as_ref());
+        let biased = |y: Tensor| bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias));
+        let y = ops::linear(x, weight)?;
+        let Some(pair) = self.pairs.and_then(|p| p.get(layer, target)) else { return Ok(biased(y)?) };
+        let dropped = self.dropout.map(|d| d.apply(x, layer, target)).transpose()?;
+        let low = ops::linear(dropped.as_ref().unwrap_or(x), &pair.a)?;
+        let low = ops::linear(&low, &pair.b)?.affine(pair.scale, 0.0)?;
+        let Some(gain) = pair.gain()? else { return Ok((biased(y)? + low)?) };
+        let y = match &dropped {
+            None => (y + low)?.broadcast_mul(&gain)?,
+            Some(dropped) => {
+                let base = ops::linear(dropped, weight)?;
+                ((y - &base)? + (base + low)?.broadcast_mul(&gain)?)?
+            }
+        };
+        Ok(biased(y)?)
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! candle's graphs cover the blocks; the output layer's part is done by hand in `head`, in chunks.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Var};
+use candle_core::{Device, Tensor, Var};
 
-use super::forward::{Dropout, Forward, Pairs, Rope};
+use super::forward::{Dropout, Forward, Rope};
 use super::packed::Packed;
+use super::pairs::{Pairs, Parts};
 use super::pass::{CandlePass, Course, Place};
 use super::weights::{self, Slot, Weights};
 use super::{Shared, head};
@@ -58,18 +60,23 @@ impl Learner for CandleLearner {
     }
 
     fn load(&mut self, params: &[f32]) -> Result<()> {
-        let device = &self.shared.device;
-        let mut places = Vec::with_capacity(self.layout.modules.len() * 2);
-        let modules = &self.layout.modules;
-        self.pairs = Pairs::gather(self.shared.config.layers, &self.layout, |i| {
-            let m = &modules[i];
-            let a = Var::from_slice(&params[m.a.clone()], (m.rank, m.in_features), device)?;
-            let b = Var::from_slice(&params[m.b.clone()], (m.out_features, m.rank), device)?;
-            let tensors = (a.as_tensor().clone(), b.as_tensor().clone());
-            places.push(Place { var: a, start: m.a.start });
-            places.push(Place { var: b, start: m.b.start });
-            Ok(tensors)
-        })?;
+        let shared = &self.shared;
+        let mut places = Vec::with_capacity(self.layout.modules.len() * 3);
+        let mut variable = |range: &Range<usize>, shape: &[usize]| -> Result<Tensor> {
+            let var = Var::from_slice(&params[range.clone()], shape, &shared.device)?;
+            let tensor = var.as_tensor().clone();
+            places.push(Place { var, start: range.start });
+            Ok(tensor)
+        };
+        let gather = || {
+            Pairs::gather(shared, &self.layout, |m| {
+                let a = variable(&m.a, &[m.rank, m.in_features])?;
+                let b = variable(&m.b, &[m.out_features, m.rank])?;
+                let magnitude = m.magnitude.as_ref().map(|range| variable(range, &[m.out_features])).transpose()?;
+                Ok(Parts { a, b, magnitude })
+            })
+        };
+        self.pairs = shared.run(gather)?;
         self.places = places;
         Ok(())
     }

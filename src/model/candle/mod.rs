@@ -4,6 +4,7 @@
 //!
 //! - `ops`, `attention`: building blocks with gradients of their own
 //! - `weights`: which tensors there are
+//! - `pairs`: an adapter's tensors
 //! - `forward`: the block, shared by the two users below
 //! - `decode`: a KV cache, one token after the other
 //! - `learn`: gradients of LoRA pairs, or of all weights
@@ -12,29 +13,33 @@
 
 mod attention;
 mod decode;
+#[cfg(test)]
+mod dora_tests;
 mod forward;
 mod head;
 mod learn;
 mod ops;
 mod packed;
+mod pairs;
 mod pass;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod weights;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::courtesy::Courtesy;
-use super::lora::LoraWeights;
+use super::lora::{LoraWeights, Target};
 use super::{Decoder, Learner, Network};
 use crate::error::{Context, Error, Result};
 use decode::CandleDecoder;
-use forward::{Pairs, Rope};
+use forward::Rope;
 use learn::{CandleLearner, FullLearner};
+use pairs::{Pairs, Parts};
 use weights::Weights;
 
 /// A Qwen network with its weights on a candle device.
@@ -49,6 +54,8 @@ struct Shared {
     weights: Weights,
     device: Device,
     rope: Mutex<Arc<Rope>>,
+    /// ‖W‖² of each row of the linear layers that DoRA has asked for, `[out]`: they never change.
+    row_squares: Vec<[OnceLock<Tensor>; 7]>,
     /// A pool of one thread for networks too small to be worth waking others for.
     small: Option<rayon::ThreadPool>,
 }
@@ -92,7 +99,8 @@ impl CandleNetwork {
     fn new(config: ModelConfig, weights: Weights, device: Device) -> Result<Self> {
         let rope = Mutex::new(Arc::new(Rope::new(&config, 256.min(config.context.max(1)), &device)?));
         let small = if config.is_small() { Some(single_thread()?) } else { None };
-        Ok(CandleNetwork { shared: Arc::new(Shared { config, weights, device, rope, small }) })
+        let row_squares = (0..config.layers).map(|_| Default::default()).collect();
+        Ok(CandleNetwork { shared: Arc::new(Shared { config, weights, device, rope, row_squares, small }) })
     }
 
     /// A learner of *all* weights, for pretraining; parameters as [`weights::slots`] lays them out.
@@ -117,6 +125,15 @@ impl Shared {
             *rope = Arc::new(Rope::new(&self.config, positions.next_power_of_two(), &self.device)?);
         }
         Ok(Arc::clone(&rope))
+    }
+
+    /// ‖W‖² of each row of a linear layer, `[out]`.
+    fn row_squares(&self, layer: usize, target: Target) -> Result<&Tensor> {
+        let slot = &self.row_squares[layer][target as usize];
+        if slot.get().is_none() {
+            let _ = slot.set(self.weights.blocks[layer].linear[target as usize].sqr()?.sum(1)?);
+        }
+        slot.get().ok_or_else(|| Error::failure("the lengths of the weights' rows were lost"))
     }
 
     /// An id past the embedding is an error here, not an out-of-bounds read in a kernel.
@@ -164,17 +181,29 @@ impl Network for CandleNetwork {
         &self.shared.config
     }
 
+    fn row_norms(&self, layer: usize, target: Target) -> Result<Vec<f32>> {
+        let shared = &self.shared;
+        if layer >= shared.config.layers {
+            return Err(Error::failure(format!("the base has no layer {layer}, it has {}", shared.config.layers)));
+        }
+        shared.run(|| Ok(shared.row_squares(layer, target)?.sqrt()?.to_vec1()?))
+    }
+
     fn decoder(&self, adapter: Option<&LoraWeights>) -> Result<Box<dyn Decoder>> {
         let shared = &self.shared;
         let pairs = adapter
             .map(|lora| {
                 check_fit(&shared.config, lora).context("the adapter does not fit this base")?;
-                Pairs::gather(shared.config.layers, lora, |i| {
-                    let m = &lora.modules[i];
-                    let a = Tensor::from_slice(lora.a(m), (m.rank, m.in_features), &shared.device)?;
-                    let b = Tensor::from_slice(lora.b(m), (m.out_features, m.rank), &shared.device)?;
-                    Ok((a, b))
-                })
+                let gather = || {
+                    Pairs::gather(shared, lora, |m| {
+                        let a = Tensor::from_slice(lora.a(m), (m.rank, m.in_features), &shared.device)?;
+                        let b = Tensor::from_slice(lora.b(m), (m.out_features, m.rank), &shared.device)?;
+                        let magnitude = lora.magnitude(m);
+                        let magnitude = magnitude.map(|v| Tensor::from_slice(v, m.out_features, &shared.device));
+                        Ok(Parts { a, b, magnitude: magnitude.transpose()? })
+                    })
+                };
+                shared.run(gather)
             })
             .transpose()?;
         Ok(Box::new(CandleDecoder::new(Arc::clone(shared), pairs)?))

@@ -34,12 +34,12 @@ pub(crate) fn config(family: Family) -> ModelConfig {
     }
 }
 
-fn numbers(n: usize, scale: f32, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(n: usize, scale: f32, seed: u64) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(seed);
     (0..n).map(|_| scale * (rng.random::<f32>() * 2.0 - 1.0)).collect()
 }
 
-fn params(config: &ModelConfig) -> Vec<f32> {
+pub(super) fn params(config: &ModelConfig) -> Vec<f32> {
     let slots = weights::slots(config).unwrap();
     slots
         .iter()
@@ -61,7 +61,7 @@ pub(crate) fn adapter(config: &ModelConfig, targets: &[Target]) -> LoraWeights {
         .flat_map(|layer| {
             targets.iter().map(move |&target| {
                 let (in_features, out_features) = config.linear_shape(target);
-                LoraShape { layer, target, rank: 3, in_features, out_features, scale: 2.0 }
+                LoraShape { layer, target, rank: 3, in_features, out_features, scale: 2.0, dora: false }
             })
         })
         .collect();
@@ -70,12 +70,12 @@ pub(crate) fn adapter(config: &ModelConfig, targets: &[Target]) -> LoraWeights {
     lora
 }
 
-fn rows() -> Vec<Tokens> {
+pub(super) fn rows() -> Vec<Tokens> {
     vec![Tokens::new(&[3, 14, 15, 9], &[26, 5, 35]), Tokens::new(&[8, 9], &[7, 9, 3, 2, 30])]
 }
 
 /// Σ over rows of cᵢ·log pᵢ + eᵢ·KLᵢ with arbitrary coefficients, and its gradient.
-fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f64, Vec<f32>) {
+pub(super) fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f64, Vec<f32>) {
     let rows: Vec<&Tokens> = rows.iter().collect();
     let pass = learner.forward(&rows, PassOptions { kl, dropout: None }).unwrap();
     let weigh = |lists: &[Vec<f32>], seed: u64| -> (f64, Vec<Vec<f32>>) {
@@ -90,14 +90,26 @@ fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f64, Vec<f32>
     (a + b, grads)
 }
 
-/// Compares gradients with central differences along coordinates of every tensor and along random directions.
 fn check_gradients(learner: &mut dyn Learner, start: &[f32], places: &[usize], rows: &[Tokens], kl: bool) {
+    check_gradients_holding(learner, start, places, rows, kl, &|moved| moved);
+}
+
+/// Compares gradients with central differences along coordinates of every tensor and along random directions. `hold` makes
+/// up for what the gradient takes to be constant.
+pub(super) fn check_gradients_holding(
+    learner: &mut dyn Learner,
+    start: &[f32],
+    places: &[usize],
+    rows: &[Tokens],
+    kl: bool,
+    hold: &dyn Fn(Vec<f32>) -> Vec<f32>,
+) {
     learner.load(start).unwrap();
     let (_, grads) = objective(learner, rows, kl);
     let mut along = |direction: &dyn Fn(usize) -> f32, step: f32| {
         let mut value = |sign: f32| {
             let moved: Vec<f32> = start.iter().enumerate().map(|(i, p)| p + sign * step * direction(i)).collect();
-            learner.load(&moved).unwrap();
+            learner.load(&hold(moved)).unwrap();
             objective(learner, rows, kl).0
         };
         (value(1.0) - value(-1.0)) / f64::from(2.0 * step)
@@ -164,8 +176,15 @@ fn stages_computed_again_give_the_same_bits() {
 fn an_adapter_on_a_later_layer_alone_gets_its_gradient() {
     let config = config(Family::Qwen3);
     let (inputs, outputs) = config.linear_shape(Target::Gate);
-    let shape =
-        LoraShape { layer: 1, target: Target::Gate, rank: 2, in_features: inputs, out_features: outputs, scale: 1.0 };
+    let shape = LoraShape {
+        layer: 1,
+        target: Target::Gate,
+        rank: 2,
+        in_features: inputs,
+        out_features: outputs,
+        scale: 1.0,
+        dora: false,
+    };
     let mut lora = LoraWeights::zeros(vec![shape]);
     lora.data = numbers(lora.data.len(), 0.3, 3);
     let mut learner = network(&config).learner(&lora, Arc::default()).unwrap();
@@ -322,7 +341,8 @@ fn what_does_not_fit_is_refused_by_name() {
     let config = config(Family::Qwen3);
     let network = network(&config);
     let bad = |layer, in_features| {
-        let shape = LoraShape { layer, target: Target::Up, rank: 2, in_features, out_features: 40, scale: 1.0 };
+        let shape =
+            LoraShape { layer, target: Target::Up, rank: 2, in_features, out_features: 40, scale: 1.0, dora: false };
         network.decoder(Some(&LoraWeights::zeros(vec![shape]))).err().unwrap().to_string()
     };
     assert!(bad(7, 24).contains("layers.7.mlp.up_proj"), "{}", bad(7, 24));
