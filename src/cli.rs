@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::adapter::export::Format;
 use crate::config::Variant;
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
@@ -233,6 +234,30 @@ pub enum AdaptersCommand {
     },
     /// Go back to the adapter that was active before, or to any earlier one
     Rollback { name: Option<String> },
+    /// Copy a PEFT folder in, once it was checked against the base; nothing becomes active
+    Import {
+        /// A folder with adapter_config.json and adapter_model.safetensors: LoRA, rsLoRA or DoRA
+        folder: PathBuf,
+        /// Its name here (default: the folder's)
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Make it active too
+        #[arg(long)]
+        load: bool,
+        /// Also when it was trained on another base whose shapes fit
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write an adapter for another program
+    Export {
+        /// An adapter's name, or a PEFT LoRA folder
+        #[arg(value_name = "NAME|FOLDER")]
+        name: String,
+        /// Where to: a new file for gguf, a new or empty folder for the others
+        out: PathBuf,
+        #[arg(long, value_enum)]
+        format: Format,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]

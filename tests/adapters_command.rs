@@ -118,7 +118,39 @@ fn an_adapter_of_another_base_needs_force() {
     let refused = place.run(&["adapters", "load", out]);
     assert_eq!(refused.code, Some(1), "{}", refused.error);
     assert!(refused.error.contains("another base") && refused.error.contains("--force"), "{}", refused.error);
+    assert_eq!(place.run(&["adapters", "import", out]).code, Some(1));
+    assert!(place.printed(&["adapters", "list"]).contains("no adapters yet"), "nothing was taken in");
     assert!(place.said(&["adapters", "load", "--force", out]).contains("Adapter mine is live"));
+}
+
+#[test]
+fn folders_are_taken_in_and_nothing_goes_live() {
+    let place = Place::new();
+    let from = fixture(&format!("adapters/{MODEL}--dora"));
+    let said = place.said(&["adapters", "import", &from, "--name", "style"]);
+    assert_eq!(said, "Adapter style was taken in. It is not live: finch adapters load style\n");
+    assert_eq!(place.state("style"), "kB");
+    let shown = place.printed(&["adapters", "show", "style"]);
+    for row in ["kind        DoRA\n", "rank        3\n", "alpha       6\n", "live        no\n"] {
+        assert!(shown.contains(row), "{row} in\n{shown}");
+    }
+    let own = format!("{MODEL}--dora");
+    assert!(place.said(&["adapters", "import", &from]).contains(&format!("Adapter {own} was taken in")));
+    assert!(place.said(&["adapters", "import", &from]).contains("was here already"));
+    let said = place.said(&["adapters", "import", &fixture(&format!("adapters/{MODEL}--lora")), "--load"]);
+    assert!(said.contains("was taken in.\n") && said.contains("is live from the next answer on"), "{said}");
+    for (arguments, why) in [
+        (vec!["--name", "style"], "there is an adapter style already"),
+        (vec!["--name", "../style"], "is no adapter name"),
+    ] {
+        let ran = place.run(&[&["adapters", "import", &from], arguments.as_slice()].concat());
+        assert!(ran.code == Some(1) && ran.error.contains(why), "{}", ran.error);
+    }
+    let other = fixture("adapters/qwen3-tied-bf16--dora");
+    for (folder, why) in [(other.as_str(), "rank 3 on this base takes"), ("nowhere", "no such folder")] {
+        let ran = place.run(&["adapters", "import", folder]);
+        assert!(ran.code == Some(1) && ran.error.contains(why), "{}", ran.error);
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use finch::adapter::peft::{self, Adapter, LoraSettings};
-use finch::model::config::ModelConfig;
-use finch::model::load::ModelSource;
+use finch::model::digest::DigestCache;
+use finch::model::load::{Base, ModelSource};
 use serde_json::Value;
 
 /// One measurement at a time: they are of the whole machine.
@@ -56,21 +56,17 @@ fn what_is_left_out_is_not_there() {
 #[test]
 fn adapters_are_measured_with_the_base() {
     let (home, _alone) = (tempfile::tempdir().unwrap(), alone());
-    let config = ModelSource::Builtin.config().unwrap();
+    let base = Base::load(&ModelSource::Builtin, &DigestCache::none()).unwrap();
     let settings = LoraSettings::default();
-    let write = |name: &str, config| {
-        let folder = home.path().join(name);
-        std::fs::create_dir(&folder).unwrap();
-        let adapter = Adapter::new(peft::init(config, &settings, 1), settings.clone());
-        peft::write(&folder, &adapter, "finch-tiny").unwrap();
-        folder.to_str().unwrap().to_string()
-    };
-    let fitting = write("fitting", &config);
-    let report = json(home.path(), &["--only", "decode", "--adapter", &fitting]);
-    assert_eq!(report["adapter"], fitting.as_str());
-    let wider = ModelConfig { hidden_size: 2 * config.hidden_size, ..config };
-    let wider = write("wider", &wider);
-    let ran = run::finch(home.path(), &["bench", "--model", "builtin", "--adapter", &wider]);
+    let adapter = Adapter::new(peft::init(&*base.network, &settings, 1).unwrap(), settings);
+    let fitting = home.path().join("fitting");
+    std::fs::create_dir(&fitting).unwrap();
+    peft::write(&fitting, &adapter, "finch-tiny").unwrap();
+    let fitting = fitting.to_str().unwrap();
+    let report = json(home.path(), &["--only", "decode", "--adapter", fitting]);
+    assert_eq!(report["adapter"], fitting);
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters/qwen2-untied-f16--lora");
+    let ran = run::finch(home.path(), &["bench", "--model", "builtin", "--adapter", other.to_str().unwrap()]);
     assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""));
     assert!(ran.error.contains("model.layers.0."), "{}", ran.error);
 }

@@ -11,7 +11,11 @@ mod run;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use common::reference;
+use finch::adapter::peft::{self, LoraSettings};
+use finch::model::Network;
+use finch::model::candle::{CandleNetwork, weights};
 use finch::model::digest::DigestCache;
 use finch::model::gguf::Gguf;
 use finch::model::load::{Base, Model, ModelSource};
@@ -189,20 +193,71 @@ fn finch_trains_on_a_file_and_scores_with_the_adapter() {
     let (model, data) = (file.to_str().unwrap(), home.path().join("rows.jsonl"));
     let row = json!({"input_ids": [5, 6, 7, 8, 9], "labels": [-100, -100, 7, 8, 9]});
     fs::write(&data, format!("{row}\n")).unwrap();
-    let adapter = home.path().join("adapter");
-    let (data, output) = (data.to_str().unwrap(), adapter.to_str().unwrap());
-    let arguments =
-        ["train", "--model", model, "--data", data, "--objective", "sft", "--output", output, "--steps", "20"];
-    let ran = finch(home.path(), &[&arguments[..], &["--learning-rate", "0.01"]].concat());
-    assert_eq!(ran.code, Some(0), "{}", ran.error);
     let rows = [json!({"ids": [5, 6, 7, 8, 9]})];
     let sum = |arguments: &[&str]| -> f64 {
         let scored = score(&file, arguments, &rows).unwrap();
         scored[0]["token_logprobs"].as_array().unwrap()[2..].iter().filter_map(Value::as_f64).sum()
     };
-    let (before, after) = (sum(&[]), sum(&["--adapter", output]));
-    assert!(after > before + 0.5, "{before} → {after}");
-    let provenance = read(&adapter.join("finch.json"));
-    let digest = Base::load(&source(&file), &DigestCache::none()).unwrap().digest;
-    assert!(provenance.to_string().contains(&digest), "{provenance}");
+    let (before, digest) = (sum(&[]), Base::load(&source(&file), &DigestCache::none()).unwrap().digest);
+    for variant in ["lora", "rslora", "dora"] {
+        let adapter = home.path().join(variant);
+        let (data, output) = (data.to_str().unwrap(), adapter.to_str().unwrap());
+        let arguments =
+            ["train", "--model", model, "--data", data, "--objective", "sft", "--output", output, "--steps", "20"];
+        let ran = finch(home.path(), &[&arguments[..], &["--learning-rate", "0.01", "--variant", variant]].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.error);
+        let after = sum(&["--adapter", output]);
+        assert!(after > before + 0.5, "{variant}: {before} → {after}");
+        let provenance = read(&adapter.join("finch.json"));
+        assert!(provenance.to_string().contains(&digest), "{provenance}");
+        let config = read(&adapter.join("adapter_config.json"));
+        assert_eq!(
+            (config["use_rslora"] == true, config["use_dora"] == true),
+            (variant == "rslora", variant == "dora")
+        );
+    }
+}
+
+#[test]
+fn dora_over_a_file_takes_the_lengths_of_the_dequantised_rows() {
+    let mut files = vec![fixture("gguf/qwen3-tied-bf16-BF16.gguf")];
+    if let Some(golden) = reference("golden/gguf") {
+        files.extend(
+            ["qwen2-96-Q8_0", "qwen2-96-Q4_0", "qwen3-256-Q8_0"].map(|name| golden.join(name).with_extension("gguf")),
+        );
+    }
+    for file in files {
+        let base = Base::load(&source(&file), &DigestCache::none()).unwrap();
+        let config = base.network.config();
+        let settings = LoraSettings { rank: 3, alpha: 6.0, use_dora: true, ..LoraSettings::default() };
+        let mut lora = peft::init(&*base.network, &settings, 1).unwrap();
+        for (i, value) in lora.data.iter_mut().enumerate() {
+            *value = *value * (1.0 + 0.3 * (i as f32).sin()) + 0.05 * (i as f32 * 1.7).cos();
+        }
+        // Each row of W + s · B A, made as long as its magnitude, in place of W: dequantised here, in f64.
+        let (weights, slots) = (Gguf::open(&file).unwrap().into_checkpoint(), weights::slots(config).unwrap());
+        let mut params: Vec<f32> = slots.iter().flat_map(|s| weights.tensor(&s.name, &s.shape).unwrap()).collect();
+        for module in &lora.modules {
+            let name = format!("{}.weight", module.path());
+            let start = slots.iter().find(|slot| slot.name == name).unwrap().start;
+            let (n, rank, a, b) = (module.in_features, module.rank, lora.a(module), lora.b(module));
+            for (o, magnitude) in lora.magnitude(module).unwrap().iter().enumerate() {
+                let row = &mut params[start + o * n..][..n];
+                let low =
+                    |i: usize| (0..rank).map(|r| f64::from(b[o * rank + r]) * f64::from(a[r * n + i])).sum::<f64>();
+                let moved: Vec<f64> = (0..n).map(|i| f64::from(row[i]) + f64::from(module.scale) * low(i)).collect();
+                let length = moved.iter().map(|v| v * v).sum::<f64>().sqrt();
+                row.iter_mut().zip(moved).for_each(|(to, v)| *to = (f64::from(*magnitude) * v / length) as f32);
+            }
+        }
+        let merged = CandleNetwork::from_params(config, &params, &Device::Cpu).unwrap();
+        let ids: Vec<u32> = (0..40).map(|i| i * 37 % 270).collect();
+        let found = base.network.decoder(Some(&lora)).unwrap().score(&ids).unwrap();
+        let wanted = merged.decoder(None).unwrap().score(&ids).unwrap();
+        let worst = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{}: off by {worst:.1e}", base.name);
+        assert!(worst < 1e-4, "{}: off by {worst}", base.name);
+        let bare = base.network.decoder(None).unwrap().score(&ids).unwrap();
+        assert!(bare.iter().zip(&found).any(|(a, b)| (a - b).abs() > 0.1), "it changes something");
+    }
 }

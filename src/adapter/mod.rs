@@ -1,6 +1,8 @@
-//! Adapters: PEFT folders to LoRA tensors and back, where they came from, which there are, which one is live.
+//! Adapters: PEFT folders to LoRA tensors and back, and to other formats; where they came from, which there are, which one
+//! is live.
 
 pub mod active;
+pub mod export;
 pub mod peft;
 mod peft_config;
 mod peft_modules;

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 
-use super::active;
-use super::peft::{self, Adapter};
-use super::provenance::{self, Provenance};
+use super::peft::{self, Adapter, Summary};
+use super::provenance::Provenance;
+use super::{active, export};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
 use crate::model::config::ModelConfig;
@@ -35,11 +35,21 @@ pub struct Entry {
     pub path: PathBuf,
     /// From its provenance, else the folder's time of change.
     pub created: Option<DateTime<Utc>>,
-    pub rank: Option<usize>,
+    /// What its configuration says.
+    pub summary: Option<Summary>,
     pub provenance: Option<Provenance>,
     /// Of all files in the folder.
     pub bytes: u64,
     pub state: State,
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// Its name here.
+    pub name: String,
+    /// False: this very adapter was here already.
+    pub is_new: bool,
 }
 
 /// The door to `adapters/` in the data folder.
@@ -145,7 +155,7 @@ impl Registry {
         let changed = || path.metadata().and_then(|m| m.modified()).ok().map(DateTime::<Utc>::from);
         Entry {
             created: provenance.as_ref().map(|p| p.created).or_else(changed),
-            rank: summary.ok().map(|s| s.rank),
+            summary: summary.ok(),
             provenance,
             bytes,
             state: broken.map_or(State::Ok, State::Broken),
@@ -178,32 +188,40 @@ impl Registry {
         Ok(path)
     }
 
-    /// Copies a PEFT folder from elsewhere that fits `model`; returns its name here: the folder's own, with a number
-    /// behind it where another adapter has it. The same adapter is not copied twice.
-    pub fn import(&self, folder: &Path, model: &ModelConfig) -> Result<String> {
+    /// Copies a PEFT folder from elsewhere that fits `model`. With a `wanted` name it gets that one; else the folder's own,
+    /// with a number behind it where another adapter has it, and the same adapter is not copied twice.
+    ///
+    /// Errors: what [`peft::read`] refuses; no name, or one that is taken.
+    pub fn import(&self, folder: &Path, wanted: Option<&str>, model: &ModelConfig) -> Result<Imported> {
         let adapter = peft::read(folder, model)?;
         Provenance::read(folder).with_context(|| Paths::display(folder))?;
         let real = fs::canonicalize(folder).with_context(|| Paths::display(folder))?;
-        let own = real.file_name().and_then(|n| n.to_str()).filter(|n| check_name(n).is_ok()).unwrap_or("imported");
-        let same = |name: &String| {
-            let stem = name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
-            stem && peft::read(&self.paths.adapters().join(name), model).is_ok_and(|a| a.digest == adapter.digest)
-        };
-        if let Some(name) = self.names().into_iter().find(same) {
-            return Ok(name);
-        }
-        let dir = self.prepare()?;
-        let name = self.free_name(own);
-        fsio::write_dir_atomic(&dir.join(&name), |tmp| {
-            for file in [peft::CONFIG_FILE, peft::TENSOR_FILE, provenance::FILE] {
-                let from = real.join(file);
-                if from.is_file() {
-                    fs::copy(&from, tmp.join(file)).with_context(|| Paths::display(&from))?;
+        let name = match wanted {
+            Some(name) => {
+                check_name(name)?;
+                if self.paths.adapters().join(name).symlink_metadata().is_ok() {
+                    return Err(Error::failure(format!("there is an adapter {name} already"))
+                        .hint("choose another name, or delete that one first: finch adapters delete NAME"));
                 }
+                name.to_string()
             }
-            Ok(())
-        })?;
-        Ok(name)
+            None => {
+                let own = real.file_name().and_then(|n| n.to_str()).filter(|n| check_name(n).is_ok());
+                let own = own.unwrap_or("imported");
+                let same = |name: &String| {
+                    let stem = name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
+                    stem && peft::read(&self.paths.adapters().join(name), model)
+                        .is_ok_and(|a| a.digest == adapter.digest)
+                };
+                if let Some(name) = self.names().into_iter().find(same) {
+                    return Ok(Imported { name, is_new: false });
+                }
+                self.free_name(own)
+            }
+        };
+        let path = self.prepare()?.join(&name);
+        fsio::write_dir_atomic(&path, |unfinished| export::copy(&real, &adapter, model, unfinished))?;
+        Ok(Imported { name, is_new: true })
     }
 
     /// Removes an adapter; wherever it was live or previous it is taken out first.

@@ -114,7 +114,7 @@ fn saved_adapters_are_listed_and_open() {
     assert_eq!(list.iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["zz_older", "z"]);
     let z = &list[1];
     let on_disk: u64 = std::fs::read_dir(&path).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
-    assert_eq!((&z.path, z.rank, z.bytes, &z.state), (&path, Some(2), on_disk, &State::Ok));
+    assert_eq!((&z.path, z.summary.as_ref().map(|s| s.rank), z.bytes, &z.state), (&path, Some(2), on_disk, &State::Ok));
     assert_eq!(z.provenance.as_ref().unwrap().examples, 12);
     assert_eq!(registry.find("zz_older").unwrap(), list[0]);
 
@@ -181,19 +181,26 @@ fn folders_from_elsewhere_come_in_once() {
     let elsewhere = dir.path().join("someone/style");
     std::fs::create_dir_all(&elsewhere).unwrap();
     peft::write(&elsewhere, &adapter(1), "some/base").unwrap();
-    assert_eq!(registry.import(&elsewhere, &model()).unwrap(), "style");
-    assert_eq!(registry.import(&elsewhere, &model()).unwrap(), "style", "it is here already");
+    let import = |name| registry.import(&elsewhere, name, &model());
+    let came = |name: &str, is_new| Imported { name: name.to_string(), is_new };
+    assert_eq!(import(None).unwrap(), came("style", true));
+    assert_eq!(import(None).unwrap(), came("style", false), "it is here already");
     let entry = registry.find("style").unwrap();
     assert_eq!((entry.provenance, entry.state), (None, State::Ok));
     assert!(entry.created.is_some());
     assert_eq!(registry.open("style", &model(), "any base", false).unwrap(), adapter(1), "no provenance, no complaint");
     peft::write(&elsewhere, &adapter(2), "some/base").unwrap();
-    assert_eq!(registry.import(&elsewhere, &model()).unwrap(), "style_2", "another one of that name");
+    assert_eq!(import(None).unwrap(), came("style_2", true), "another one of that name");
+    assert_eq!(import(Some("mine")).unwrap(), came("mine", true), "by the name that was asked for");
+    assert!(import(Some("mine")).unwrap_err().message().contains("there is an adapter mine already"));
+    for name in ["../mine", "", "active"] {
+        assert!(import(Some(name)).unwrap_err().message().contains("is no adapter name"), "{name}");
+    }
 
     let other = ModelConfig { hidden_size: 16, ..model() };
-    assert!(registry.import(&elsewhere, &other).is_err());
-    assert!(registry.import(&dir.path().join("none"), &model()).is_err());
-    assert_eq!(registry.names(), ["style", "style_2"]);
+    assert!(registry.import(&elsewhere, None, &other).is_err());
+    assert!(registry.import(&dir.path().join("none"), None, &model()).is_err());
+    assert_eq!(registry.names(), ["mine", "style", "style_2"]);
 }
 
 #[test]

@@ -5,28 +5,22 @@ use std::path::{Path, PathBuf};
 use super::active::{self, Active};
 use super::peft::{self, Adapter};
 use super::provenance::Provenance;
-use super::registry::Registry;
-use crate::error::{Error, Result};
+use super::registry::{Imported, Registry};
+use crate::error::{Context, Error, Result};
 use crate::model::config::ModelConfig;
 use crate::paths::Paths;
+use crate::text;
 
 /// Makes the adapter live on `base` and returns its name. `what`: a name in the registry, or a PEFT folder, which is copied
 /// there. `force`: also one that was trained on another base, if its shapes fit.
 ///
 /// Errors: unknown, broken, does not fit (the message names the tensor), trained on another base.
 pub fn load(paths: &Paths, what: &str, model: &ModelConfig, base: &str, force: bool) -> Result<String> {
-    let registry = Registry::new(paths.clone());
     let name = match folder(paths, what) {
-        Some(folder) => {
-            if !folder.is_dir() {
-                return Err(Error::failure(format!("{}: no such folder", Paths::display(&folder)))
-                    .hint("an adapter is a folder with adapter_config.json and adapter_model.safetensors"));
-            }
-            registry.import(&folder, model)?
-        }
+        Some(folder) => import(paths, &folder, None, model, base, force)?.name,
         None => what.to_string(),
     };
-    registry.open(&name, model, base, force)?;
+    Registry::new(paths.clone()).open(&name, model, base, force)?;
     if force {
         active::activate_forced(paths, base, &name)?;
     } else {
@@ -35,28 +29,72 @@ pub fn load(paths: &Paths, what: &str, model: &ModelConfig, base: &str, force: b
     Ok(name)
 }
 
-/// The adapter that `what` (a name in the registry, or a PEFT folder) means, read for a base without making it live; and
-/// whether it was trained on another base than `base`.
+/// Copies the PEFT folder `from` into the registry, as `name` where one is given, without making it live. `force`: also one
+/// that was trained on another base, if its shapes fit.
+///
+/// Errors: as those of [`load`]; a name that is none or is taken.
+pub fn import(
+    paths: &Paths,
+    from: &Path,
+    name: Option<&str>,
+    model: &ModelConfig,
+    base: &str,
+    force: bool,
+) -> Result<Imported> {
+    let folder = existing(from.to_path_buf())?;
+    if let Some(made) =
+        Provenance::read(&folder).with_context(|| Paths::display(&folder))?.filter(|m| m.base != base && !force)
+    {
+        return Err(Error::failure(format!(
+            "the adapter was trained on another base ({}, {})",
+            text::one_line(&made.model, 60),
+            text::one_line(&made.base, 12)
+        ))
+        .hint("--model says which model it is for; --force takes it in for this one all the same"));
+    }
+    Registry::new(paths.clone()).import(&folder, name, model)
+}
+
+/// An adapter that was found by name or folder, and read for a base.
+pub struct Opened {
+    pub folder: PathBuf,
+    pub adapter: Adapter,
+    /// It was trained on another base.
+    pub foreign: bool,
+}
+
+/// The adapter that `what` (a name in the registry, or a PEFT folder) means, read for a base without making it live.
 ///
 /// Errors: unknown, broken, does not fit (the message names the tensor).
-pub fn open(paths: &Paths, what: &str, model: &ModelConfig, base: &str) -> Result<(Adapter, bool)> {
+pub fn open(paths: &Paths, what: &str, model: &ModelConfig, base: &str) -> Result<Opened> {
     let folder = match folder(paths, what) {
-        Some(folder) => folder,
+        Some(folder) => existing(folder)?,
         None => Registry::new(paths.clone()).find(what)?.path,
     };
     let adapter = peft::read(&folder, model)?;
     let foreign = Provenance::read(&folder).ok().flatten().is_some_and(|made| made.base != base);
-    Ok((adapter, foreign))
+    Ok(Opened { folder, adapter, foreign })
+}
+
+fn existing(folder: PathBuf) -> Result<PathBuf> {
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    Err(Error::failure(format!("{}: no such folder", Paths::display(&folder)))
+        .hint("an adapter is a folder with adapter_config.json and adapter_model.safetensors"))
+}
+
+/// `~/` at the start of a path that no shell has seen is the user's home.
+pub fn expanded(path: &str) -> PathBuf {
+    let home = || Some(directories::UserDirs::new()?.home_dir().join(path.strip_prefix("~/")?));
+    home().unwrap_or_else(|| PathBuf::from(path))
 }
 
 /// The folder that `what` means, unless it is a name: a path by its looks, or no adapter's name but a folder here.
 fn folder(paths: &Paths, what: &str) -> Option<PathBuf> {
-    if let Some(rest) = what.strip_prefix("~/") {
-        return directories::UserDirs::new().map(|dirs| dirs.home_dir().join(rest));
-    }
     let looks = what.contains(['/', std::path::MAIN_SEPARATOR]) || matches!(what, "." | "..");
     let here = Path::new(what);
-    (looks || (!paths.adapters().join(what).is_dir() && here.is_dir())).then(|| here.to_path_buf())
+    (looks || (!paths.adapters().join(what).is_dir() && here.is_dir())).then(|| expanded(what))
 }
 
 /// Goes back, and says what was live on `base` before and what is now. With a `name` to that earlier adapter of the

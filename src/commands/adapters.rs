@@ -1,18 +1,19 @@
 //! `finch adapters`: what was learned, and what of it is live.
 
 use std::io::IsTerminal;
+use std::path::Path;
 
 use super::ground::Ground;
 use super::{print, say};
-use crate::adapter::registry::{Entry, Registry, State};
+use crate::adapter::export::{self, Format};
+use crate::adapter::registry::Registry;
+use crate::adapter::switch::Opened;
 use crate::adapter::{active, switch};
 use crate::cli::AdaptersCommand;
 use crate::error::{Error, Result};
 use crate::model::digest::DigestCache;
 use crate::paths::Paths;
-use crate::repl::render_training;
-use crate::repl::{render, render_stats, terminal, views};
-use crate::text;
+use crate::repl::{render_adapter, render_training, terminal, views};
 
 pub fn run(ground: &Ground, command: AdaptersCommand) -> Result<()> {
     let paths = &ground.paths;
@@ -21,8 +22,7 @@ pub fn run(ground: &Ground, command: AdaptersCommand) -> Result<()> {
         AdaptersCommand::List => print(&render_training::adapters(&views::adapters(paths)?, terminal::columns())),
         AdaptersCommand::Show { name } => {
             let entry = registry.find(&name)?;
-            let live_on = active::bases_of(paths, &name)?;
-            print(&show(&entry, &live_on))
+            print(&render_adapter::adapter(&entry, &active::bases_of(paths, &name)?))
         }
         AdaptersCommand::Load { name, force } => {
             let facts = ground.source()?.facts(&DigestCache::of(paths))?;
@@ -43,6 +43,8 @@ pub fn run(ground: &Ground, command: AdaptersCommand) -> Result<()> {
             say(&render_training::switched(before.live.as_deref(), now.live.as_deref()));
             Ok(())
         }
+        AdaptersCommand::Import { folder, name, load, force } => import(ground, &folder, name.as_deref(), load, force),
+        AdaptersCommand::Export { name, out, format } => export_to(ground, &name, format, &out),
     }
 }
 
@@ -68,39 +70,26 @@ fn confirmed(name: &str) -> Result<bool> {
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-fn show(entry: &Entry, live_on: &[String]) -> String {
-    let mut rows: Vec<(&str, String)> = vec![("name", entry.name.clone()), ("folder", Paths::display(&entry.path))];
-    rows.extend(entry.created.map(|time| ("created", render_stats::local_time(time))));
-    rows.extend(entry.rank.map(|rank| ("rank", rank.to_string())));
-    rows.push(("size", render::bytes(entry.bytes)));
-    if let Some(made) = &entry.provenance {
-        rows.push(("model", made.model.clone()));
-        rows.push(("base", made.base.clone()));
-        rows.extend(made.run.map(|run| ("run", run.to_string())));
-        rows.push(("examples", made.examples.to_string()));
-        let loss = made.loss_before.zip(made.loss_after);
-        rows.extend(loss.map(|(before, after)| ("loss", format!("{before:.2} → {after:.2}"))));
-        rows.extend(made.seconds.map(|seconds| ("time taken", render::duration(seconds))));
-        if let Some(parameters) = made.parameters.as_object().filter(|p| !p.is_empty()) {
-            let listed: Vec<String> = parameters.iter().map(|(key, value)| format!("{key} {value}")).collect();
-            rows.push(("parameters", listed.join(", ")));
-        }
-        if let Some(gate) = &made.gate {
-            let verdict =
-                if gate.passed { "passed".to_string() } else { format!("refused: {}", gate.reasons.join("; ")) };
-            rows.push(("gate", verdict));
-            if let Some(figures) = gate.measurements.as_object().filter(|m| !m.is_empty()) {
-                let listed: Vec<String> = figures.iter().map(|(key, value)| format!("{key} {value}")).collect();
-                rows.push(("measured", listed.join(", ")));
-            }
-        }
-    } else {
-        rows.push(("origin", "not trained by finch: its base and data are not known".to_string()));
+/// Takes a folder in; live only where that was asked for.
+fn import(ground: &Ground, folder: &Path, name: Option<&str>, load: bool, force: bool) -> Result<()> {
+    let paths = &ground.paths;
+    let facts = ground.source()?.facts(&DigestCache::of(paths))?;
+    let imported = switch::import(paths, folder, name, &facts.config, &facts.digest, force)?;
+    say(&render_adapter::imported(&imported, (!load).then_some("finch adapters load")));
+    if load {
+        let name = switch::load(paths, &imported.name, &facts.config, &facts.digest, force)?;
+        say(&render_training::switched(None, Some(&name)));
     }
-    if let State::Broken(reason) = &entry.state {
-        rows.push(("broken", reason.clone()));
+    Ok(())
+}
+
+fn export_to(ground: &Ground, what: &str, format: Format, out: &Path) -> Result<()> {
+    let facts = ground.source()?.facts(&DigestCache::of(&ground.paths))?;
+    let Opened { folder, adapter, foreign } = switch::open(&ground.paths, what, &facts.config, &facts.digest)?;
+    if foreign {
+        eprintln!("warning: the adapter was trained on another base than the model that is configured; its shapes fit");
     }
-    let live = live_on.iter().map(|base| format!("on base {}", render::short_digest(base))).collect::<Vec<_>>();
-    rows.push(("live", if live.is_empty() { "no".to_string() } else { live.join(", ") }));
-    rows.iter().map(|(what, value)| format!("{what:12}{}\n", text::one_line(value, 1000))).collect()
+    export::export(&folder, &adapter, &facts.config, format, out)?;
+    say(&render_adapter::exported(what, out, adapter.weights.modules.len()));
+    Ok(())
 }

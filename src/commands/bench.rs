@@ -89,7 +89,7 @@ fn measure(ground: &Ground, args: &BenchArgs, threads: usize) -> Result<Report> 
     let load = started.elapsed().as_secs_f64();
     let network: &dyn Network = &*base.network;
     let adapter = args.adapter.as_ref().map(|what| switch::open(&ground.paths, what, network.config(), &base.digest));
-    let adapter = adapter.transpose()?.map(|(adapter, _)| adapter.weights);
+    let adapter = adapter.transpose()?.map(|opened| opened.adapter.weights);
     let work = Work { network, adapter: adapter.as_ref(), times: 1 + usize::from(args.repeat), threads };
     let mut parts = Vec::new();
     for part in [BenchPart::Prefill, BenchPart::Decode, BenchPart::Training] {

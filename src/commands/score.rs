@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::ground::Ground;
 use super::print;
-use crate::adapter::switch;
+use crate::adapter::switch::{self, Opened};
 use crate::cli::ScoreArgs;
 use crate::error::{Context, Error, Result};
 use crate::jsonl::{Lines, Row};
@@ -34,7 +34,7 @@ pub fn run(ground: &Ground, args: &ScoreArgs) -> Result<()> {
     let base = Base::load(&source, &DigestCache::of(&ground.paths))?;
     let network: Arc<dyn Network> = base.network;
     let adapter = args.adapter.as_ref().map(|what| switch::open(&ground.paths, what, network.config(), &base.digest));
-    let adapter = adapter.transpose()?.map(|(adapter, foreign)| {
+    let adapter = adapter.transpose()?.map(|Opened { adapter, foreign, .. }| {
         if foreign {
             let base = text::sanitize(&base.name);
             eprintln!("warning: the adapter was trained on another base than {base}; its shapes fit");

@@ -62,6 +62,9 @@ pub enum LessonsAction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AdaptersAction {
     List,
+    Show(String),
+    /// A PEFT folder to copy in, without making it live.
+    Import(String),
     /// A name, or the path of a PEFT folder; `force` lets another base's adapter through when its shapes fit.
     Load {
         name: String,
@@ -229,7 +232,9 @@ fn adapters(entry: &help::Entry, rest: &str) -> Input {
         ("unload", "") => AdaptersAction::Unload,
         ("rollback", "") => AdaptersAction::Rollback(None),
         ("rollback", name) => AdaptersAction::Rollback(Some(name.to_string())),
-        ("load" | "delete", "") => {
+        ("import", "") => return invalid(entry, "the folder is missing: one that PEFT saved"),
+        ("import", folder) => AdaptersAction::Import(folder.to_string()),
+        ("load" | "show" | "delete", "") => {
             return invalid(entry, "the adapter's name is missing; /adapters list shows the names");
         }
         ("load", name) => {
@@ -239,6 +244,7 @@ fn adapters(entry: &help::Entry, rest: &str) -> Input {
             };
             AdaptersAction::Load { name: name.to_string(), force }
         }
+        ("show", name) => AdaptersAction::Show(name.to_string()),
         ("delete", name) => AdaptersAction::Delete(name.to_string()),
         ("list" | "unload", _) => return invalid(entry, format!("{action} takes no words")),
         (other, _) => return invalid(entry, unknown_word(other, &ADAPTERS_WORDS)),
@@ -399,14 +405,17 @@ mod tests {
         assert_eq!(action("/adapters rollback"), AdaptersAction::Rollback(None));
         assert_eq!(action("/adapters rollback lora_a"), AdaptersAction::Rollback(Some("lora_a".into())));
         assert_eq!(action("/adapters delete a b"), AdaptersAction::Delete("a b".into()));
+        assert_eq!(action("/adapters show a b"), AdaptersAction::Show("a b".into()));
+        assert_eq!(action("/adapters import ~/my style"), AdaptersAction::Import("~/my style".into()));
         let load = |name: &str, force| AdaptersAction::Load { name: name.into(), force };
         assert_eq!(action("/adapters load /tmp/my adapter"), load("/tmp/my adapter", false));
         assert_eq!(action("/adapters load a --force"), load("a", true));
         assert_eq!(action("/adapters load a--force"), load("a--force", false));
         assert_eq!(action("/adapters load --force"), load("--force", false));
-        for line in ["/adapters load", "/adapters delete "] {
+        for line in ["/adapters load", "/adapters delete ", "/adapters show"] {
             assert!(fault(line).contains("name is missing"), "{line}");
         }
+        assert!(fault("/adapters import ").contains("folder is missing"));
         assert!(fault("/adapters lst").contains("nearest is list"));
         assert!(fault("/adapters unload now").contains("takes no words"));
     }
@@ -461,7 +470,7 @@ mod tests {
             assert!(!matches!(parse(entry.name), Input::Unknown { .. }), "{}", entry.name);
             for word in entry.words {
                 let parsed = parse(&format!("{} {word}", entry.name));
-                let needs_more = matches!(*word, "load" | "delete" | "drop");
+                let needs_more = matches!(*word, "load" | "show" | "import" | "delete" | "drop");
                 assert!(needs_more || matches!(parsed, Input::Command(_)), "{} {word}: {parsed:?}", entry.name);
             }
         }

@@ -16,7 +16,7 @@ pub fn complete(line: &str, position: usize, adapter_names: impl FnOnce() -> Vec
         [_] => starting(last, help::COMMANDS.iter().map(|entry| entry.name)),
         ["/help", _] => starting(last, help::COMMANDS.iter().map(|entry| entry.name.trim_start_matches('/'))),
         [command, _] => starting(last, help::find(command).map_or(&[][..], |entry| entry.words).iter().copied()),
-        ["/adapters", "load" | "delete" | "rollback", _] => {
+        ["/adapters", "show" | "load" | "delete" | "rollback", _] => {
             let names = adapter_names();
             // A name that would not show as it is cannot be offered.
             let shown = names.iter().map(String::as_str).filter(|name| text::sanitize(name) == *name);

@@ -60,6 +60,9 @@ pub enum Effect {
     ShowLessons,
     DropLesson(i64),
     ListAdapters,
+    ShowAdapter(String),
+    /// A folder to take in, as the user wrote it.
+    ImportAdapter(String),
     LoadAdapter {
         name: String,
         force: bool,
@@ -183,6 +186,8 @@ fn carry_out(situation: &Situation, command: Command) -> Vec<Effect> {
 fn adapters(situation: &Situation, action: AdaptersAction) -> Effect {
     match action {
         AdaptersAction::List => Effect::ListAdapters,
+        AdaptersAction::Show(name) => Effect::ShowAdapter(name),
+        AdaptersAction::Import(folder) => Effect::ImportAdapter(folder),
         AdaptersAction::Load { name, force } => Effect::LoadAdapter { name, force },
         AdaptersAction::Unload if situation.active_adapter.is_none() => {
             Effect::Show(render_training::switched(None, None))

@@ -24,7 +24,7 @@ const fn entry(
     Entry { name, arguments, summary, words }
 }
 
-pub const ADAPTERS_WORDS: [&str; 5] = ["list", "load", "unload", "delete", "rollback"];
+pub const ADAPTERS_WORDS: [&str; 7] = ["list", "show", "load", "unload", "delete", "rollback", "import"];
 pub const BUFFER_WORDS: [&str; 1] = ["review"];
 pub const LESSONS_WORDS: [&str; 2] = ["list", "drop"];
 pub const TRAIN_WORDS: [&str; 2] = ["status", "cancel"];
@@ -46,7 +46,7 @@ pub const COMMANDS: [Entry; 21] = [
     entry("/lessons", "[list | drop N]", "the notes that act as rules; take one away", &LESSONS_WORDS),
     entry(
         "/adapters",
-        "[list | load NAME | unload | delete NAME | rollback [NAME]]",
+        "[list | show NAME | load NAME | unload | delete NAME | rollback [NAME] | import FOLDER]",
         "what finch has learned, and what is live",
         &ADAPTERS_WORDS,
     ),
@@ -156,6 +156,8 @@ mod tests {
     #[test]
     fn details_show_the_whole_usage() {
         let entry = find("/adapters").expect("in the table");
-        assert!(details(entry).starts_with("/adapters [list | load NAME | unload | delete NAME | rollback [NAME]]\n"));
+        assert!(details(entry).starts_with(
+            "/adapters [list | show NAME | load NAME | unload | delete NAME | rollback [NAME] | import FOLDER]\n"
+        ));
     }
 }

@@ -15,6 +15,7 @@ pub mod input;
 pub mod interrupts;
 pub mod printer;
 pub mod render;
+pub mod render_adapter;
 pub mod render_lessons;
 pub mod render_revision;
 pub mod render_stats;
@@ -216,6 +217,17 @@ impl Repl {
             }
             Effect::ListAdapters => {
                 self.say(&render_training::adapters(&views::adapters(self.session.paths())?, terminal::columns()))
+            }
+            Effect::ShowAdapter(name) => {
+                let entry = Registry::new(self.session.paths().clone()).find(&name)?;
+                let live_on = active::bases_of(self.session.paths(), &name)?;
+                self.say(&render_adapter::adapter(&entry, &live_on))
+            }
+            Effect::ImportAdapter(folder) => {
+                let (loaded, folder) = (self.wait_for_model()?, switch::expanded(&folder));
+                let (config, base) = (loaded.model.network.config(), &loaded.model.base);
+                let imported = switch::import(self.session.paths(), &folder, None, config, base, false)?;
+                self.say(&render_adapter::imported(&imported, Some("/adapters load")))
             }
             Effect::LoadAdapter { name, force } => {
                 let loaded = self.wait_for_model()?;

@@ -154,7 +154,7 @@ fn adapter(paths: &Paths, entry: &Entry) -> Result<AdapterRow> {
         name: entry.name.clone(),
         time: entry.created.map(local_time).unwrap_or_default(),
         base: made.map(|m| m.base.clone()).unwrap_or_default(),
-        rank: entry.rank,
+        rank: entry.summary.as_ref().map(|s| s.rank),
         examples: made.map(|m| m.examples),
         loss: made.and_then(|m| m.loss_before.zip(m.loss_after)),
         bytes: entry.bytes,

@@ -5,12 +5,14 @@
 //! - `metadata`: typed access to its keys
 //! - `config`, `tokenizer`: what `config.json` and `tokenizer.json` are elsewhere
 //! - `names`: what its tensors are called
+//! - `write`: files of our own
 
 mod config;
 mod header;
 mod metadata;
 mod names;
 mod tokenizer;
+pub mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,6 +27,7 @@ use super::tokenizer::Tokenizer;
 use crate::error::{Context, Error, Result};
 use header::Head;
 use metadata::Metadata;
+pub use names::own_name;
 
 /// llama.cpp numbers parts in five digits.
 const MAX_PARTS: u64 = 99_999;
@@ -128,6 +131,11 @@ impl Gguf {
             config.checked(tokenizer).context("general.sampling")
         };
         self.named(read())
+    }
+
+    #[cfg(test)]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// Its tensors, under GGUF's names, found under Hugging Face's too.

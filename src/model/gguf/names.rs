@@ -24,7 +24,7 @@ const WHOLE: [(&str, &str); 3] =
     [("model.embed_tokens.weight", EMBEDDING), ("model.norm.weight", "output_norm.weight"), ("lm_head.weight", OUTPUT)];
 
 /// `model.layers.3.mlp.up_proj.weight` → `blk.3.ffn_up.weight`; other names stay.
-pub(super) fn own_name(name: &str) -> Cow<'_, str> {
+pub fn own_name(name: &str) -> Cow<'_, str> {
     if let Some((_, own)) = WHOLE.iter().find(|(theirs, _)| *theirs == name) {
         return Cow::Borrowed(own);
     }
