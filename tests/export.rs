@@ -80,6 +80,24 @@ fn llama_cpp_reads_exported_adapters_with_the_same_log_probabilities() {
     }
 }
 
+/// The fixture was made by llama.cpp's own script:
+/// `convert_lora_to_gguf.py --base models/qwen2-untied-f16 --outfile … adapters/qwen2-untied-f16--lora`.
+#[test]
+fn files_are_those_of_llama_cpps_converter() {
+    let dir = tempfile::tempdir().unwrap();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let folder = dir.path().join("Qwen2 Untied F16 Lora"); // the name that the converter makes of the folder's
+    fs::create_dir(&folder).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(fixtures.join("adapters/qwen2-untied-f16--lora").join(file), folder.join(file)).unwrap();
+    }
+    let (out, model) = (dir.path().join("out.gguf"), fixtures.join("models/qwen2-untied-f16"));
+    let [folder, out, model] = [&folder, &out, &model].map(|path| path.to_str().unwrap());
+    said(dir.path(), &["adapters", "export", folder, out, "--format", "gguf", "--model", model]);
+    let wanted = fs::read(fixtures.join("llama.cpp/qwen2-untied-f16--lora.gguf")).unwrap();
+    assert!(fs::read(out).unwrap() == wanted, "byte for byte");
+}
+
 #[test]
 fn what_cannot_be_exported_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -84,7 +84,8 @@ fn common(values: impl Iterator<Item = f64>) -> f64 {
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map_or(1.0, |(bits, _)| f64::from_bits(bits))
 }
 
-/// llama.cpp's adapter: y += alpha / rank · B(A x) with one alpha for all, its names, F32, as its own converter writes it.
+/// llama.cpp's adapter: y += alpha / rank · B(A x) with one alpha for all, its names, F32, as its own converter writes it
+/// (save that the converter leaves the scale of rsLoRA out).
 fn gguf(adapter: &Adapter, model: &ModelConfig, name: &str) -> Result<Vec<u8>> {
     let weights = &adapter.weights;
     if weights.modules.iter().any(|module| module.magnitude.is_some()) {
@@ -103,7 +104,6 @@ fn gguf(adapter: &Adapter, model: &ModelConfig, name: &str) -> Result<Vec<u8>> {
         ("general.type", text("adapter")),
         ("adapter.type", text("lora")),
         ("general.name", text(name)),
-        ("general.file_type", Item::U32(0)), // all F32
         ("adapter.lora.alpha", Item::F32(alpha as f32)),
         ("general.quantization_version", Item::U32(2)),
     ];
