@@ -39,6 +39,33 @@ fn models_give_the_computed_values() {
 }
 
 #[test]
+fn stretched_contexts_give_the_computed_values() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut seen = 0;
+    for entry in fs::read_dir(fixtures.join("rope")).unwrap() {
+        let path = entry.unwrap().path();
+        let case: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let weights = fixture(case["base"].as_str().unwrap()).join("model.safetensors");
+        fs::copy(weights, folder.path().join("model.safetensors")).unwrap();
+        let (new, mut old) = (case["config"].clone(), case["config"].clone());
+        old["rope_scaling"] = old.as_object_mut().unwrap().remove("rope_parameters").unwrap();
+        old["rope_theta"] = old["rope_scaling"].as_object_mut().unwrap().remove("rope_theta").unwrap();
+        old["rope_scaling"]["type"] = old["rope_scaling"].as_object_mut().unwrap().remove("rope_type").unwrap();
+        for (spelling, config) in [("transformers 5", new), ("transformers 4", old)] {
+            fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+            let mut decoder = base(folder.path()).network.decoder(None).unwrap();
+            for row in case["forward"].as_array().unwrap() {
+                check(&mut *decoder, row, &format!("{name}, {spelling}"));
+            }
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
+
+#[test]
 fn adapters_give_the_computed_values() {
     for values in computed_values() {
         for folder in subfolders(&values.join("adapters")) {

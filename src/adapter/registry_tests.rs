@@ -20,6 +20,7 @@ pub fn model() -> ModelConfig {
         context: 64,
         rms_norm_eps: 1e-6,
         rope_theta: 1e6,
+        rope_scaling: crate::model::rope::RopeScaling::None,
         attention_bias: false,
         tied_embeddings: true,
     }

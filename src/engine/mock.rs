@@ -45,6 +45,7 @@ impl MockNetwork {
             context,
             rms_norm_eps: 1e-6,
             rope_theta: 1e4,
+            rope_scaling: crate::model::rope::RopeScaling::None,
             attention_bias: false,
             tied_embeddings: true,
         };

@@ -39,6 +39,7 @@ pub fn config() -> ModelConfig {
         context: 160,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
+        rope_scaling: crate::model::rope::RopeScaling::None,
         attention_bias: false,
         tied_embeddings: false,
     }

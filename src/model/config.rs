@@ -4,7 +4,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::lora::Target;
-use crate::error::{Error, Result};
+use super::rope::RopeScaling;
+use crate::error::{Context, Error, Result};
+use crate::text;
 
 /// Which of the two families, which differ in attention bias and q/k norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,10 +28,11 @@ pub struct ModelConfig {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Longest sequence that the model was made for (`max_position_embeddings`).
+    /// Longest sequence that the model was made or stretched for, in tokens.
     pub context: usize,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
+    pub rope_scaling: RopeScaling,
     /// Bias on q, k, v (Qwen2 always; Qwen3 when `attention_bias` is set, then on o too).
     pub attention_bias: bool,
     pub tied_embeddings: bool,
@@ -46,6 +49,7 @@ pub(super) mod limit {
     pub const CONTEXT: u64 = 1 << 24;
     pub const EPSILON: f64 = 0.1;
     pub const ROPE_THETA: f64 = 1e12;
+    pub const ROPE_FACTOR: f64 = 1e4;
 }
 
 impl ModelConfig {
@@ -93,12 +97,21 @@ struct Raw {
     layer_types: Option<Vec<String>>,
     num_experts: Option<u64>,
     quantization_config: Option<Value>,
+    dual_chunk_attention_config: Option<Chunks>,
+    use_mrope: Option<bool>,
+}
+
+/// How the models for a million tokens attend beyond their training's length.
+#[derive(Deserialize)]
+struct Chunks {
+    original_max_position_embeddings: u64,
 }
 
 impl ModelConfig {
     /// Reads `config.json` of a Hugging Face folder.
     ///
-    /// Errors name what finch does not run (another family, experts, rope scaling, sliding windows, quantised weights)
+    /// Errors name what finch does not run (another family, experts, unknown rope scaling, sliding windows, quantised
+    /// weights)
     /// and every number outside sane bounds; nothing that follows needs to check them again.
     pub fn from_json(json: &[u8]) -> Result<ModelConfig> {
         read(json).map_err(|e| e.context("config.json"))
@@ -137,6 +150,16 @@ fn read(json: &[u8]) -> Result<ModelConfig> {
     if !(rms_norm_eps > 0.0 && rms_norm_eps <= limit::EPSILON) {
         return Err(Error::failure(format!("rms_norm_eps is {rms_norm_eps}, outside 0 to {}", limit::EPSILON)));
     }
+    let mut context = size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(32_768), limit::CONTEXT)?;
+    if let Some(Chunks { original_max_position_embeddings: original }) = raw.dual_chunk_attention_config {
+        // Up to here chunked attention is attention to everything.
+        context = context.min(size(
+            "dual_chunk_attention_config: original_max_position_embeddings",
+            original,
+            limit::CONTEXT,
+        )?);
+    }
+    let (rope_theta, rope_scaling) = rope(&raw, context)?;
     let config = ModelConfig {
         family,
         vocab_size: size("vocab_size", raw.vocab_size, limit::VOCABULARY)?,
@@ -146,9 +169,10 @@ fn read(json: &[u8]) -> Result<ModelConfig> {
         heads,
         kv_heads,
         head_dim,
-        context: size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(32_768), limit::CONTEXT)?,
+        context: rope_scaling.context(context),
         rms_norm_eps,
-        rope_theta: rope_theta(&raw)?,
+        rope_theta,
+        rope_scaling,
         attention_bias: match family {
             Family::Qwen2 => true,
             Family::Qwen3 => raw.attention_bias.unwrap_or(false),
@@ -161,7 +185,7 @@ fn read(json: &[u8]) -> Result<ModelConfig> {
 
 /// Qwen2 or Qwen3 with a language-model head; anything else is refused by its own name.
 fn family(config: &Value) -> Result<Family> {
-    let text = |value: &Value| value.as_str().map(str::to_string);
+    let text = |value: &Value| value.as_str().map(|name| text::one_line(name, 80));
     let model_type = config.get("model_type").and_then(text);
     let architecture = config.get("architectures").and_then(|list| list.get(0)).and_then(text);
     let family = match (model_type.as_deref(), architecture.as_deref()) {
@@ -186,29 +210,40 @@ fn refuse_variants(raw: &Raw) -> Result<()> {
     }
     if let Some(settings) = &raw.quantization_config {
         let method = settings.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
-        return Err(Error::failure(format!("the weights are quantised with {method}"))
+        return Err(Error::failure(format!("the weights are quantised with {}", text::one_line(method, 60)))
             .hint("use the original folder with F32, F16 or BF16 weights"));
     }
     if let Some(act) = raw.hidden_act.as_deref().filter(|&act| act != "silu") {
-        return Err(Error::failure(format!("hidden_act is {act}; finch runs silu")));
+        return Err(Error::failure(format!("hidden_act is {}; finch runs silu", text::one_line(act, 60))));
+    }
+    if raw.use_mrope == Some(true) {
+        return Err(Error::failure("use_mrope is true; finch runs models of text alone"));
     }
     Ok(())
 }
 
-/// θ from the old spelling (`rope_theta`) or the new one (`rope_parameters`); scaled rotary embeddings are refused.
-fn rope_theta(raw: &Raw) -> Result<f64> {
+/// θ and its scaling, from the old spelling (`rope_theta`, `rope_scaling`) or the new one (`rope_parameters`).
+fn rope(raw: &Raw, context: usize) -> Result<(f64, RopeScaling)> {
     let mut factor = raw.partial_rotary_factor;
     let mut theta = raw.rope_theta;
+    let mut scaling = None;
     for (key, settings) in [("rope_parameters", &raw.rope_parameters), ("rope_scaling", &raw.rope_scaling)] {
         let Some(settings) = settings else { continue };
-        let kind = settings.get("rope_type").or_else(|| settings.get("type"));
-        match kind.map(|kind| kind.as_str().unwrap_or("not a name")) {
-            None | Some("default") => {}
-            Some(kind) => {
-                return Err(Error::failure(format!("{key} asks for rope scaling of type {kind}"))
-                    .hint("finch runs models at their own context length, without rope scaling"));
-            }
+        let Value::Object(settings) = settings else {
+            return Err(Error::failure(format!(
+                "{key} is {}, not an object",
+                text::one_line(&settings.to_string(), 60)
+            )));
+        };
+        if let Some((layers, _)) = settings.iter().find(|(_, value)| value.is_object()) {
+            return Err(Error::failure(format!("{key} sets {} apart", text::one_line(layers, 60)))
+                .hint("finch runs models with the same rotary embeddings in every layer"));
         }
+        let found = RopeScaling::from_json(settings, context).context(key)?;
+        if scaling.is_some_and(|other| other != found) {
+            return Err(Error::failure("rope_parameters and rope_scaling differ"));
+        }
+        scaling = Some(found);
         if let Some(found) = settings.get("rope_theta") {
             match (found.as_f64(), theta) {
                 (None, _) => return Err(Error::failure(format!("{key}: rope_theta is {found}, not a number"))),
@@ -225,7 +260,7 @@ fn rope_theta(raw: &Raw) -> Result<f64> {
     }
     let theta = theta.unwrap_or(10_000.0); // transformers' default
     if (1.0..=limit::ROPE_THETA).contains(&theta) {
-        Ok(theta)
+        Ok((theta, scaling.unwrap_or(RopeScaling::None)))
     } else {
         Err(Error::failure(format!("rope_theta is {theta}, outside 1 to {:e}", limit::ROPE_THETA)))
     }
@@ -243,7 +278,7 @@ fn refuse_sliding_windows(raw: &Raw, config: &ModelConfig) -> Result<()> {
             )));
         }
         if let Some((layer, kind)) = types.iter().enumerate().find(|(_, kind)| *kind != "full_attention") {
-            return refuse(format!("layer {layer} is of type {kind}"));
+            return refuse(format!("layer {layer} is of type {}", text::one_line(kind, 60)));
         }
         return Ok(());
     }
@@ -293,6 +328,49 @@ mod tests {
         let mut new = without("rope_theta");
         new["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "default"});
         assert_eq!(read(&new).unwrap(), old);
+        let stretch = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096});
+        let old = read(&with("rope_scaling", stretch)).unwrap();
+        new["rope_parameters"] = json!({"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0});
+        assert_eq!((read(&new).unwrap(), old.context), (old, 16_384));
+    }
+
+    /// The keys of Qwen2.5-Coder-32B-Instruct's, QwQ-32B's and Qwen1.5-0.5B-Chat's files.
+    #[test]
+    fn reads_the_settings_of_qwens_folders() {
+        let coder = json!({"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+            "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+            "intermediate_size": 27648, "max_position_embeddings": 32768, "max_window_layers": 70, "model_type": "qwen2",
+            "num_attention_heads": 40, "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+            "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"},
+            "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+            "transformers_version": "4.43.1", "use_cache": true, "use_sliding_window": false, "vocab_size": 152064});
+        let config = read(&coder).unwrap();
+        assert_eq!((config.context, config.head_dim, config.tied_embeddings), (131_072, 128, false));
+        assert!(matches!(config.rope_scaling, RopeScaling::Yarn(_)));
+        let qwq = json!({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 5120,
+            "intermediate_size": 27648, "max_position_embeddings": 40960, "max_window_layers": 64, "model_type": "qwen2",
+            "num_attention_heads": 40, "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+            "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": false, "dtype": "bfloat16",
+            "use_cache": true, "use_sliding_window": false, "vocab_size": 152064});
+        let config = read(&qwq).unwrap();
+        assert_eq!((config.context, config.rope_scaling), (40_960, RopeScaling::None));
+        let old = json!({"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 1024,
+            "intermediate_size": 2816, "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2",
+            "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 16, "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true, "use_sliding_window": false,
+            "vocab_size": 151936});
+        assert!(read(&old).unwrap().tied_embeddings);
+        let mut million = qwq.clone();
+        million["max_position_embeddings"] = json!(1_010_000);
+        million["dual_chunk_attention_config"] =
+            json!({"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144});
+        assert_eq!(read(&million).unwrap().context, 262_144, "Qwen2.5-14B-Instruct-1M's");
+        let mut new = qwq;
+        new["rope_theta"] = Value::Null;
+        new["layer_types"] = json!(vec!["full_attention"; 64]);
+        new["sliding_window"] = Value::Null;
+        new["rope_parameters"] = json!({"rope_theta": 1000000.0, "rope_type": "default"});
+        assert_eq!(read(&new).unwrap(), config, "as transformers 5 writes it");
     }
 
     #[test]
@@ -311,19 +389,24 @@ mod tests {
 
     #[test]
     fn refuses_by_name_what_it_does_not_run() {
-        let scaled = json!({"type": "yarn", "factor": 4.0});
+        let scaled = json!({"type": "dynamic", "factor": 4.0});
         let cases = [
             (json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}), "LlamaForCausalLM (llama)"),
             (json!({"model_type": "qwen3_moe"}), "the model is qwen3_moe"),
+            (
+                json!({"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]}),
+                "Qwen2MoeForCausalLM (qwen2_moe)",
+            ),
+            (json!({"model_type": "qwen3_next"}), "the model is qwen3_next"),
+            (json!({"model_type": "x".repeat(100_000)}), "xxx…"),
             (json!({"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"]}), "Qwen2ForSequence"),
             (json!({}), "neither model_type nor architectures"),
             (with("num_experts", json!(8)), "8 experts"),
-            (with("rope_scaling", scaled.clone()), "rope scaling of type yarn"),
-            (
-                with("rope_parameters", json!({"rope_type": "linear"})),
-                "rope_parameters asks for rope scaling of type lin",
-            ),
+            (with("rope_scaling", scaled.clone()), "rope_scaling: rope_type is dynamic"),
+            (with("rope_parameters", json!({"rope_type": "linear"})), "rope_parameters: factor is missing"),
             (with("rope_parameters", json!({"rope_theta": 5.0})), "rope_theta is 1000000, and 5 in rope_parameters"),
+            (with("rope_parameters", json!({"full_attention": {}})), "rope_parameters sets full_attention apart"),
+            (with("rope_parameters", json!([1])), "rope_parameters is [1], not an object"),
             (with("partial_rotary_factor", json!(0.5)), "partial_rotary_factor is 0.5"),
             (
                 with("layer_types", json!(["full_attention", "sliding_attention", "full_attention"])),
@@ -332,10 +415,11 @@ mod tests {
             (with("layer_types", json!(["full_attention"])), "1 entries for 3 layers"),
             (with("quantization_config", json!({"quant_method": "awq"})), "quantised with awq"),
             (with("hidden_act", json!("gelu")), "hidden_act is gelu"),
+            (with("use_mrope", json!(true)), "use_mrope is true"),
         ];
         for (config, expected) in cases {
             let error = read(&config).expect_err(expected).to_string();
-            assert!(error.contains(expected), "{error}");
+            assert!(error.contains(expected) && error.len() < 300, "{error}");
             assert!(error.starts_with("config.json: "), "{error}");
         }
         let mut window = with("use_sliding_window", json!(true));

@@ -17,6 +17,7 @@ pub mod gguf;
 pub mod load;
 pub mod lora;
 pub mod message;
+pub mod rope;
 pub mod safetensors;
 pub mod sampling;
 pub mod storage;

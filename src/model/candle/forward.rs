@@ -35,7 +35,7 @@ impl Dropout {
     }
 }
 
-/// Rotary tables: cos and sin of every position, f32 `[positions, head_dim/2]`.
+/// Rotary tables: cos and sin of every position, times the model's attention factor, f32 `[positions, head_dim/2]`.
 ///
 /// In half precision they would lose whole positions past 2,048.
 pub(super) struct Rope {
@@ -45,13 +45,11 @@ pub(super) struct Rope {
 
 impl Rope {
     pub fn new(config: &ModelConfig, positions: usize, device: &Device) -> Result<Rope> {
-        let half = config.head_dim / 2;
-        let angle = |p: usize, i: usize| p as f64 * config.rope_theta.powf(-(2.0 * i as f64) / config.head_dim as f64);
-        // transformers takes the inverse frequencies in f32; so do we, to agree at thousands of positions
-        let frequency: Vec<f32> = (0..half).map(|i| angle(1, i) as f32).collect();
+        let (frequency, factor) = config.rope_scaling.frequencies(config.head_dim, config.rope_theta);
         let angles: Vec<f32> = (0..positions).flat_map(|p| frequency.iter().map(move |f| p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (positions, half), device)?;
-        Ok(Rope { cos: angles.cos()?, sin: angles.sin()? })
+        let angles = Tensor::from_vec(angles, (positions, frequency.len()), device)?;
+        let scaled = |table: Tensor| if factor == 1.0 { Ok(table) } else { table.affine(factor.into(), 0.0) };
+        Ok(Rope { cos: scaled(angles.cos()?)?, sin: scaled(angles.sin()?)? })
     }
 
     /// The rows of `positions`.

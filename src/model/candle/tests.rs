@@ -29,6 +29,7 @@ pub(crate) fn config(family: Family) -> ModelConfig {
         context: 64,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
+        rope_scaling: crate::model::rope::RopeScaling::None,
         attention_bias: family == Family::Qwen2,
         tied_embeddings: family == Family::Qwen3,
     }

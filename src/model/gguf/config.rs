@@ -5,6 +5,7 @@ use super::names;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{Family, ModelConfig, limit};
+use crate::model::rope::RopeScaling;
 
 /// Errors name the key, what it holds and what it may hold; so does what finch does not run.
 pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelConfig> {
@@ -54,6 +55,7 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
     refuse_variants(metadata, &key)?;
 
     let context = needed_size("context_length", limit::CONTEXT)?;
+    let rope_scaling = rope_scaling(metadata, &key, context)?;
     let config = ModelConfig {
         family,
         vocab_size: vocabulary(tensors)?,
@@ -63,9 +65,10 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
         heads,
         kv_heads,
         head_dim,
-        context,
+        context: rope_scaling.context(context),
         rms_norm_eps: within(epsilon_key, epsilon, epsilon > 0.0 && epsilon <= limit::EPSILON, "0 to 0.1")?,
         rope_theta: within("rope.freq_base", theta, (1.0..=limit::ROPE_THETA).contains(&theta), "1 to 1e12")?,
+        rope_scaling,
         attention_bias: match family {
             Family::Qwen2 => true,
             Family::Qwen3 => tensors.contains("model.layers.0.self_attn.q_proj.bias"),
@@ -86,10 +89,10 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
 fn family(metadata: &Metadata) -> Result<(Family, &str)> {
     let refuse =
         |what: String| Err(Error::failure(what).hint("finch runs dense Qwen2, Qwen2.5 and Qwen3 language models"));
-    if let Some(kind) = metadata.text("general.type")?.filter(|kind| *kind != "model") {
+    if let Some(kind) = metadata.name("general.type")?.filter(|kind| *kind != "model") {
         return refuse(format!("general.type is {kind}, not model"));
     }
-    let architecture = needed("general.architecture", metadata.text("general.architecture")?)?;
+    let architecture = needed("general.architecture", metadata.name("general.architecture")?)?;
     match architecture {
         "qwen2" => Ok((Family::Qwen2, architecture)),
         "qwen3" => Ok((Family::Qwen3, architecture)),
@@ -103,21 +106,47 @@ fn refuse_variants(metadata: &Metadata, key: &impl Fn(&str) -> String) -> Result
     if let Some(count) = metadata.whole(&experts)?.filter(|&count| count > 0) {
         return Err(Error::failure(format!("{experts} is {count}; finch runs dense models")));
     }
-    let scaling = key("rope.scaling.type");
-    if let Some(kind) = metadata.text(&scaling)?.filter(|kind| *kind != "none") {
-        return Err(Error::failure(format!("{scaling} is {kind}"))
-            .hint("finch runs models at their own context length, without rope scaling"));
-    }
-    let linear = key("rope.scale_linear");
-    if let Some(factor) = metadata.real(&linear)?.filter(|&factor| factor != 1.0) {
-        return Err(Error::failure(format!("{linear} is {factor}"))
-            .hint("finch runs models at their own context length, without rope scaling"));
-    }
     let causal = key("attention.causal");
     if metadata.flag(&causal)? == Some(false) {
         return Err(Error::failure(format!("{causal} is false; finch runs language models")));
     }
     Ok(())
+}
+
+/// llama.cpp's keys for what `rope_parameters` are elsewhere.
+fn rope_scaling(metadata: &Metadata, key: &impl Fn(&str) -> String, context: usize) -> Result<RopeScaling> {
+    let named = |setting: &str| {
+        key(match setting {
+            "rope_type" => "rope.scaling.type",
+            "factor" => "rope.scaling.factor",
+            "original_max_position_embeddings" => "rope.scaling.original_context_length",
+            "beta_fast" => "rope.scaling.yarn_beta_fast",
+            "beta_slow" => "rope.scaling.yarn_beta_slow",
+            other => return format!("{} ({other})", key("rope.scaling")),
+        })
+    };
+    // What these would change has no counterpart in transformers, and no Qwen file sets them.
+    for (name, neutral) in
+        [("attn_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)]
+    {
+        let key = key(&format!("rope.scaling.{name}"));
+        if let Some(value) = metadata.real(&key)?.filter(|&value| value != neutral) {
+            return Err(Error::failure(format!("{key} is {value}; finch runs {neutral}")));
+        }
+    }
+    let linear = key("rope.scale_linear");
+    let old = metadata.real(&linear)?.filter(|&factor| factor != 1.0);
+    let factor = metadata.real(&named("factor"))?.filter(|&factor| factor != 0.0); // llama.cpp: 0 is none
+    let kind = match metadata.name(&named("rope_type"))? {
+        // llama.cpp's default, with a factor; files of 2023 have another name for that.
+        None if old.or(factor).is_some() => Some("linear"),
+        kind => kind,
+    };
+    RopeScaling::read(kind, context, named, |setting| match setting {
+        "factor" => Ok(factor.or(old)),
+        "original_max_position_embeddings" | "beta_fast" | "beta_slow" => metadata.real(&named(setting)),
+        _ => Ok(None),
+    })
 }
 
 /// Rows of the embedding.

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 
+/// Longest text that is a name, in bytes.
+const MAX_NAME: usize = 64;
+
 /// A value of the header. Numbers keep no more of their type than whether they are whole.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
@@ -36,6 +39,16 @@ impl Metadata {
             Value::Text(text) => Some(text.as_str()),
             _ => None,
         })
+    }
+
+    /// A text that is a name: short, so that errors can quote it.
+    pub(super) fn name(&self, key: &str) -> Result<Option<&str>> {
+        match self.text(key)? {
+            Some(name) if name.len() > MAX_NAME => {
+                Err(Error::failure(format!("{key} has {} bytes, more than {MAX_NAME}", name.len())))
+            }
+            name => Ok(name),
+        }
     }
 
     /// A whole number from 0 on.
