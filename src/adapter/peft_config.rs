@@ -13,6 +13,10 @@ use super::peft_modules::{Exceptions, InOrder, Selection};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::lora::{LoraModule, LoraShape, LoraWeights, Target, module_path};
+use crate::text::one_line;
+
+const MAX_RANK: usize = 1 << 14;
+const MAX_ALPHA: f64 = 1e9;
 
 /// Features that change what an adapter computes and that finch has no arithmetic for: key, what it is.
 const UNSUPPORTED: [(&str, &str); 12] = [
@@ -139,15 +143,17 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<()> {
     match text("peft_type") {
         Some("LORA") => {}
         Some(other) => {
-            return Err(Error::failure(format!("peft_type {other:?} is not supported, only LORA")).hint(REFUSED));
+            return Err(
+                Error::failure(format!("peft_type {} is not supported, only LORA", quoted(other))).hint(REFUSED)
+            );
         }
         None => return Err(Error::failure("peft_type is missing: this is no PEFT adapter")),
     }
     if let Some(other) = text("task_type").filter(|t| *t != "CAUSAL_LM") {
-        return Err(Error::failure(format!("task_type {other:?} is not supported, only CAUSAL_LM")));
+        return Err(Error::failure(format!("task_type {} is not supported, only CAUSAL_LM", quoted(other))));
     }
     if let Some(other) = text("bias").filter(|b| *b != "none") {
-        return Err(Error::failure(format!("bias {other:?} (trained biases) is not supported")).hint(REFUSED));
+        return Err(Error::failure(format!("bias {} (trained biases) is not supported", quoted(other))).hint(REFUSED));
     }
     for (key, what) in UNSUPPORTED {
         if map.get(key).is_some_and(is_set) {
@@ -158,11 +164,12 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<()> {
     let known = ["use_rslora", "use_dora"];
     if let Some((key, _)) = map.iter().find(|(k, v)| k.starts_with("use_") && !known.contains(&k.as_str()) && is_set(v))
     {
-        return Err(Error::failure(format!("{key} is not supported")).hint(REFUSED));
+        return Err(Error::failure(format!("{} is not supported", one_line(key, 60))).hint(REFUSED));
     }
     if let Some(init) = text("init_lora_weights").filter(|i| !HARMLESS_INITS.contains(&i.to_lowercase().as_str())) {
         return Err(Error::failure(format!(
-            "init_lora_weights {init:?} is not supported: it changed the base's weights too"
+            "init_lora_weights {} is not supported: it changed the base's weights too",
+            quoted(init)
         ))
         .hint(
             "convert the adapter to plain LoRA: PEFT's save_pretrained with path_initial_model_for_weight_conversion",
@@ -171,16 +178,24 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
+/// What a file says, short enough for an error.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", one_line(text, 60))
+}
+
 pub(super) fn index(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|n| usize::try_from(n).ok())
 }
 
 fn rank(key: &str, value: &Value) -> Result<usize> {
-    index(value).filter(|r| *r > 0).ok_or_else(|| wrong(key, "a positive whole number", value))
+    let allowed = index(value).filter(|rank| (1..=MAX_RANK).contains(rank));
+    allowed.ok_or_else(|| wrong(key, &format!("a positive whole number up to {MAX_RANK}"), value))
 }
 
 fn number(key: &str, value: &Value) -> Result<f64> {
-    value.as_f64().filter(|n| n.is_finite() && *n >= 0.0).ok_or_else(|| wrong(key, "a number", value))
+    // A larger one is infinite as f32, and nothing that it scales is finite.
+    let allowed = value.as_f64().filter(|n| (0.0..=MAX_ALPHA).contains(n));
+    allowed.ok_or_else(|| wrong(key, &format!("a number from 0 to {MAX_ALPHA:e}"), value))
 }
 
 /// The file's fields in order of their names, so that equal adapters give equal bytes.

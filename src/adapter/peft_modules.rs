@@ -7,11 +7,17 @@ use fancy_regex::{Regex, RegexBuilder};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::peft_config::{index, is_set, wrong};
+use super::peft_config::{index, is_set, quoted, wrong};
 use crate::error::{Error, Result};
 
 /// Longest pattern, in bytes.
 const MAX_PATTERN: usize = 4096;
+/// The regular parts of a compiled pattern, in bytes.
+const MAX_PROGRAM: usize = 1 << 18;
+/// Names in a list: PEFT writes one a module at most.
+const MAX_NAMES: usize = 4096;
+/// Patterns with a rank or alpha of their own.
+const MAX_EXCEPTIONS: usize = 600;
 /// Steps after which a pattern that goes back and forth is given up: far more than any honest one takes on a module path.
 const MAX_STEPS: usize = 100_000;
 
@@ -27,14 +33,14 @@ impl Pattern {
     /// `before` and `after` go around the pattern, as PEFT puts them there.
     fn new(key: &'static str, text: &str, before: &str, after: &str) -> Result<Pattern> {
         let refuse = |why: String| {
-            Error::failure(format!("{key}: the pattern {text:?} is not understood: {why}"))
+            Error::failure(format!("{key}: the pattern {} is not understood: {why}", quoted(text)))
                 .hint("name the modules in a list, such as [\"q_proj\", \"v_proj\"]")
         };
         if text.len() > MAX_PATTERN {
             return Err(refuse(format!("{} characters are too many", text.len())));
         }
         let compile = |text: &str| {
-            RegexBuilder::new(text).delegate_size_limit(1 << 20).backtrack_limit(MAX_STEPS).build().map_err(|e| {
+            RegexBuilder::new(text).delegate_size_limit(MAX_PROGRAM).backtrack_limit(MAX_STEPS).build().map_err(|e| {
                 let why = e.to_string();
                 refuse(why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_string())
             })
@@ -48,7 +54,7 @@ impl Pattern {
     }
 
     fn gave_up(&self, error: &fancy_regex::Error) -> Error {
-        Error::failure(format!("{}: the pattern {:?} cannot be matched: {error}", self.key, self.text))
+        Error::failure(format!("{}: the pattern {} cannot be matched: {error}", self.key, quoted(&self.text)))
             .hint("write a simpler pattern, or name the modules in a list")
     }
 }
@@ -77,6 +83,9 @@ impl Names {
         match value {
             Value::String(s) if s.eq_ignore_ascii_case("all-linear") => Ok(Names::AllLinear),
             Value::String(s) => Ok(Names::Pattern(Pattern::new(key, s, "", "$")?)),
+            Value::Array(items) if items.len() > MAX_NAMES => {
+                Err(Error::failure(format!("{key} names {} modules, more than {MAX_NAMES}", items.len())))
+            }
             Value::Array(items) => items
                 .iter()
                 .map(|item| item.as_str().map(str::to_string))
@@ -176,6 +185,9 @@ fn layer_patterns(value: Option<&Value>) -> Result<Vec<Pattern>> {
     match value {
         None => Ok(vec![Pattern::new(key, r"[^.]*", r".*?\.", number)?]),
         Some(Value::String(text)) => Ok(vec![one(text)?]),
+        Some(Value::Array(items)) if items.len() > MAX_EXCEPTIONS => {
+            Err(Error::failure(format!("{key} has {} patterns, more than {MAX_EXCEPTIONS}", items.len())))
+        }
         Some(Value::Array(items)) => {
             let text =
                 |item: &Value| item.as_str().ok_or_else(|| wrong(key, "a name or a list of names", item)).and_then(one);
@@ -206,6 +218,9 @@ impl<'de> Deserialize<'de> for InOrder {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<InOrder, M::Error> {
                 let mut entries: Vec<(String, Value)> = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if entries.len() > MAX_EXCEPTIONS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_EXCEPTIONS} patterns")));
+                    }
                     match entries.iter_mut().find(|(known, _)| *known == name) {
                         Some(known) => known.1 = value, // as in Python: the last value in the first one's place
                         None => entries.push((name, value)),

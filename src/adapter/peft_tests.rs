@@ -21,6 +21,7 @@ pub fn model() -> ModelConfig {
         context: 64,
         rms_norm_eps: 1e-6,
         rope_theta: 1e6,
+        rope_scaling: crate::model::rope::RopeScaling::None,
         attention_bias: false,
         tied_embeddings: true,
     }
@@ -339,6 +340,11 @@ fn bad_values_name_their_key() {
         ("lora_alpha", json!("x")),
         ("lora_alpha", json!(null)),
         ("lora_dropout", json!(1.5)),
+        ("r", json!(u64::MAX)),
+        ("lora_alpha", json!(1e300)),
+        ("target_modules", json!(vec!["q_proj"; 5000])),
+        ("target_modules", json!(r"(?:\w{1000}){1000}")),
+        ("rank_pattern", json!({r"(?:\w{1000}){1000}": 2})),
     ] {
         let got = refused(with(key, value.clone()).path());
         assert!(got.contains(key), "{key} {value}: {got}");
@@ -349,7 +355,7 @@ fn bad_values_name_their_key() {
         let got = refused(dir.path());
         assert!(got.contains(why) && got.contains(CONFIG_FILE), "{json}: {got}");
     }
-    let huge = refused(with("r", json!(u64::MAX)).path());
+    let huge = refused(with("r", json!(1 << 14)).path());
     assert!(huge.contains("lora_A.weight") && huge.contains("shape"), "nothing is allocated: {huge}");
 }
 

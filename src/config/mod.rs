@@ -20,7 +20,9 @@ pub use crate::train::schedule::Shape as Schedule;
 use source::{Entry, Value};
 
 /// Far beyond any configuration that somebody wrote, in bytes.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: u64 = 1 << 18;
+/// Unknown keys that get a line of their own.
+const MAX_UNKNOWN: usize = 20;
 /// Names in the environment that start with `FINCH_` and stand for no key.
 const OTHER_VARIABLES: [&str; 2] = ["FINCH_HOME", "FINCH_NETWORK"];
 
@@ -252,6 +254,11 @@ impl Config {
     }
 }
 
+/// What a `config.toml` alone says, with warnings; `name` is what errors call it.
+pub fn read(name: &str, text: &str) -> Result<(Config, Vec<String>)> {
+    resolve(Some((name, text)), &[], &[])
+}
+
 /// [`Config::load`] without the outside world: the file's name and text, the `FINCH_…` variables, the flags.
 fn resolve(
     file: Option<(&str, &str)>,
@@ -314,6 +321,7 @@ impl Resolver {
             Error::usage(format!("{name}:{line}: {message}")).hint("config.toml is written in TOML: key = value")
         })?;
         let is_set = |path: &str| entries.iter().any(|e| e.path == path);
+        let mut unknown = 0;
         for Entry { path, value, line } in &entries {
             let origin = Origin::File { name: name.to_string(), line: *line };
             match keys::find(path) {
@@ -324,7 +332,14 @@ impl Resolver {
                 None if keys::is_section(path) => {
                     return Err(origin.error(format!("{path} should be a section, it is {}", value.describe())));
                 }
+                None if unknown == MAX_UNKNOWN => {
+                    self.warnings
+                        .push(format!("{name}:{line}: this key and those after it that are unknown are ignored"));
+                    unknown += 1;
+                }
+                None if unknown > MAX_UNKNOWN => {}
                 None => {
+                    unknown += 1;
                     let shown = one_line(path, 80); // a quoted key can hold anything
                     self.warnings.push(format!("{name}:{line}: unknown key {shown} is ignored{}", suggestion(path)));
                 }

@@ -33,7 +33,8 @@ pub(super) struct Entry {
 /// Every value of a TOML text with its dotted path, in the order of the lines; tables for which `is_section` is false
 /// count as values. Errors: line and reason.
 pub(super) fn parse(text: &str, is_section: fn(&str) -> bool) -> Result<Vec<Entry>, (usize, String)> {
-    let line_at = |byte: usize| text.bytes().take(byte).filter(|b| *b == b'\n').count() + 1;
+    let ends: Vec<usize> = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at).collect();
+    let line_at = |byte: usize| ends.partition_point(|end| *end < byte) + 1;
     let document = DeTable::parse(text).map_err(|e| {
         let line = line_at(e.span().map_or(0, |span| span.start));
         (line, e.message().lines().collect::<Vec<_>>().join(", "))

@@ -366,3 +366,11 @@ fn load_reads_the_folders_file() {
     std::fs::create_dir(paths.config()).unwrap();
     assert_eq!(Config::load(&paths, &none).unwrap_err().kind().exit_code(), 2);
 }
+
+#[test]
+fn of_many_unknown_keys_the_first_are_named() {
+    let text: String = (0..5000).map(|i| format!("[section{i}]\nk = 1\n")).collect();
+    let (_, warnings) = read("config.toml", &text).unwrap();
+    assert_eq!(warnings.len(), 21);
+    assert!(warnings[20].contains("config.toml:41: this key and those after it"), "{}", warnings[20]);
+}

@@ -25,7 +25,9 @@ use crate::paths::Paths;
 
 /// Files of settings are small; vocabularies are not.
 const MAX_SETTINGS: u64 = 1 << 20;
-const MAX_TOKENIZER: u64 = 64 << 20;
+const MAX_TOKENIZER: u64 = 32 << 20;
+/// Of `tokenizer_config.json`, which may hold templates and added tokens.
+const MAX_TOKENIZER_CONFIG: u64 = 4 << 20;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,7 +200,11 @@ impl ModelSource {
         }
         let config = self.json_config()?;
         let checkpoint = match self {
-            ModelSource::Folder(folder) => Checkpoint::open(folder)?,
+            ModelSource::Folder(folder) => {
+                let checkpoint = Checkpoint::open(folder)?;
+                check_layers(&checkpoint, config.layers)?;
+                checkpoint
+            }
             _ => {
                 let name = "model.safetensors";
                 Checkpoint::from_bytes(name, self.needed(name, u64::MAX)?)?
@@ -226,6 +232,18 @@ struct Weights {
     gguf: Option<u32>,
 }
 
+/// Weights of layers that the configuration has not are those of another model.
+fn check_layers(checkpoint: &Checkpoint, layers: usize) -> Result<()> {
+    let layer = |name: &str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<u64>().ok();
+    match checkpoint.names().find(|name| layer(name).is_some_and(|layer| layer >= layers as u64)) {
+        Some(name) => {
+            Err(Error::failure(format!("tensor {name} is there; num_hidden_layers in config.json is {layers}"))
+                .hint("config.json and the weights belong to different models: download the folder again"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// See [`Facts::stored`].
 fn stored(checkpoint: &Checkpoint) -> Vec<(Storage, usize, u64)> {
     let mut stored: BTreeMap<Storage, (usize, u64)> = BTreeMap::new();
@@ -248,6 +266,7 @@ impl Base {
 
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
         let Weights { config, checkpoint, .. } = source.weights()?;
+        check_memory(&config)?;
         let network = Arc::new(CandleNetwork::load(&config, &checkpoint, &device())?);
         Ok(Base {
             name: source.name(),
@@ -297,28 +316,66 @@ impl fmt::Debug for Model {
 fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
     if let ModelSource::Gguf(path) = source {
         let file = Gguf::open(path)?;
-        let tokenizer = file.tokenizer()?;
+        let (config, tokenizer) = (file.config()?, file.tokenizer()?);
+        check_vocabulary(&tokenizer, "tokenizer.ggml.tokens", config.vocab_size, "the embedding")?;
         let (template, generation) = (file.template()?, file.generation(&tokenizer)?);
         return Ok(ChatFiles { tokenizer, template, generation });
     }
     let config_json = source.needed("config.json", MAX_SETTINGS)?;
     let config = ModelConfig::from_json(&config_json)?;
-    let tokenizer = Tokenizer::from_bytes(&source.needed("tokenizer.json", MAX_TOKENIZER)?)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        return Err(Error::failure(format!(
-            "tokenizer.json has ids up to {}, config.json only {} (vocab_size)",
-            tokenizer.vocab_size() - 1,
-            config.vocab_size
-        )));
-    }
+    let tokenizer_config = source.file("tokenizer_config.json", MAX_TOKENIZER_CONFIG)?;
+    let tokenizer = Tokenizer::from_files(&tokenizer_json(source)?, tokenizer_config.as_deref())?;
+    check_vocabulary(&tokenizer, "tokenizer.json", config.vocab_size, "config.json (vocab_size)")?;
     let jinja = source.file("chat_template.jinja", MAX_SETTINGS)?;
     let jinja = jinja.as_deref().map(std::str::from_utf8).transpose();
     let jinja = jinja.map_err(|e| Error::failure(format!("chat_template.jinja: {e}")))?;
-    let tokenizer_config = source.file("tokenizer_config.json", 16 * MAX_SETTINGS)?;
     let template = ChatTemplate::from_files(jinja, tokenizer_config.as_deref())?;
     let generation = source.file("generation_config.json", MAX_SETTINGS)?;
     let generation = GenerationConfig::read(generation.as_deref(), &config_json, &tokenizer, config.vocab_size)?;
     Ok(ChatFiles { tokenizer, template, generation })
+}
+
+fn tokenizer_json(source: &ModelSource) -> Result<Cow<'static, [u8]>> {
+    let slow = || source.file("vocab.json", MAX_TOKENIZER).is_ok_and(|file| file.is_some());
+    source.needed("tokenizer.json", MAX_TOKENIZER).map_err(|error| match slow() {
+        true => error.hint(
+            "vocab.json and merges.txt alone do not say all: make tokenizer.json with transformers \
+             (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))",
+        ),
+        false => error,
+    })
+}
+
+/// Every id that the tokenizer gives has a row in the embedding.
+fn check_vocabulary(tokenizer: &Tokenizer, from: &str, rows: usize, of: &str) -> Result<()> {
+    match tokenizer.vocab_size() {
+        size if size > rows => Err(Error::failure(format!("{from} has ids up to {}, {of} only {rows}", size - 1))),
+        _ => Ok(()),
+    }
+}
+
+/// A network that this machine cannot hold is an error, where running out of memory would end the process: a file of
+/// holes can claim any size.
+fn check_memory(config: &ModelConfig) -> Result<()> {
+    let needed = CandleNetwork::memory(config)?.weights;
+    match machine_memory() {
+        Some(all) if needed > all => {
+            let [needed, all] = [needed, all].map(|bytes| bytes as f64 / 1e9);
+            Err(Error::failure(format!("its weights take {needed:.1} GB of memory, this machine has {all:.1} GB"))
+                .hint("choose a smaller model"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Memory and swap of this machine, in bytes; None where the system has no `/proc/meminfo`.
+fn machine_memory() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kilobytes = |key: &str| {
+        let line = told.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((kilobytes("MemTotal")? + kilobytes("SwapTotal").unwrap_or(0)) * 1024)
 }
 
 /// A GPU where this build and machine have one, else the CPU.
@@ -445,9 +502,36 @@ mod tests {
         assert!(fault().contains("tokenizer.json is missing"), "{}", fault());
         let tokenizer = super::super::tokenizer::tests::tokenizer_json().to_string();
         fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
-        assert!(fault().contains("ids up to 306, config.json only 100"), "{}", fault());
+        assert!(fault().contains("ids up to 306, config.json (vocab_size) only 100"), "{}", fault());
         let config = config.to_string().replace("100", "400");
         fs::write(folder.path().join("config.json"), config).unwrap();
         assert!(fault().contains("neither model.safetensors nor"), "{}", fault());
+        let put = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+        put("pytorch_model.bin", b"");
+        let hint =
+            || Model::load(&source, &DigestCache::none()).unwrap_err().hint_text().unwrap_or_default().to_string();
+        assert!(hint().contains("convert it to safetensors"), "{}", hint());
+        let header = br#"{"model.layers.1.mlp.up_proj.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        put("model.safetensors", &[&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat());
+        assert!(
+            fault().contains("layers.1.mlp.up_proj.weight is there; num_hidden_layers in config.json is 1"),
+            "{}",
+            fault()
+        );
+        fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+        put("vocab.json", b"{}");
+        assert!(hint().contains("make tokenizer.json with transformers"), "{}", hint());
+    }
+
+    #[test]
+    fn a_network_that_no_memory_holds_is_not_begun() {
+        let json = serde_json::json!({"model_type": "qwen3", "vocab_size": 1 << 22, "hidden_size": 1 << 16,
+            "intermediate_size": 1 << 20, "num_hidden_layers": 512, "num_attention_heads": 1, "head_dim": 8});
+        let config = ModelConfig::from_json(json.to_string().as_bytes()).unwrap();
+        if machine_memory().is_some() {
+            let error = check_memory(&config).unwrap_err().to_string();
+            assert!(error.contains("GB of memory, this machine has"), "{error}");
+        }
+        assert!(check_memory(&ModelConfig { layers: 1, vocab_size: 8, intermediate_size: 8, ..config }).is_ok());
     }
 }

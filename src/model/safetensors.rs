@@ -16,12 +16,17 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::checkpoint::{Checkpoint, Entry, Shard};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
+use crate::text;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// The format's own limit on a header's length, in bytes.
-const MAX_HEADER: u64 = 100_000_000;
-const MAX_INDEX: u64 = 64 << 20;
+/// Of a header, in bytes: those of the largest models have 200 thousand.
+const MAX_HEADER: u64 = 16 << 20;
+const MAX_INDEX: u64 = 16 << 20;
+const MAX_TENSORS: usize = 1 << 16;
+const MAX_SHARDS: usize = 1 << 10;
+/// Longest name of a tensor or file, in bytes.
+const MAX_NAME: usize = 255;
 const MAX_RANK: usize = 8;
 
 /// The constructors for this format.
@@ -34,8 +39,15 @@ impl Checkpoint {
         } else if folder.join(INDEX).exists() {
             Self::open_sharded(folder)
         } else {
-            Err(Error::failure(format!("neither {SINGLE} nor {INDEX} is there"))
-                .hint("finch reads Hugging Face folders with safetensors weights"))
+            let pickled =
+                ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| folder.join(name).exists());
+            Err(Error::failure(format!("neither {SINGLE} nor {INDEX} is there")).hint(match pickled {
+                true => {
+                    "pytorch_model.bin can run code when it is read, so finch does not: convert it to safetensors with \
+                         transformers (save_pretrained)"
+                }
+                false => "finch reads Hugging Face folders with safetensors weights",
+            }))
         }
     }
 
@@ -140,12 +152,21 @@ fn check_tensor(info: TensorInfo, data: u64) -> Result<Entry> {
     if shape.len() > MAX_RANK {
         return Err(Error::failure(format!("{} dimensions are more than {MAX_RANK}", shape.len())));
     }
+    if let Some(at) = shape.iter().position(|&n| n == 0) {
+        return Err(Error::failure(format!("dimension {at} of {shape:?} is 0, not 1 or more")));
+    }
     let bits = shape.iter().try_fold(dtype.bitsize() as u64, |n, &d| n.checked_mul(d as u64));
     let len = end - start;
     if bits != len.checked_mul(8) {
         return Err(Error::failure(format!("{dtype} of shape {shape:?} does not take the {len} bytes it was given")));
     }
     Ok(Entry { shard: 0, storage: dtype.into(), shape, start, len })
+}
+
+/// What is wrong with a tensor's or file's name; errors quote it.
+fn name_fault(name: &str) -> Option<String> {
+    let shown = || text::one_line(name, 40);
+    (name.len() > MAX_NAME).then(|| format!("the name {} has {} bytes, more than {MAX_NAME}", shown(), name.len()))
 }
 
 /// The header's tensors in file order, each name once.
@@ -165,6 +186,12 @@ impl<'de> Deserialize<'de> for Header {
                 let mut seen = BTreeSet::new();
                 let mut tensors = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
+                    if let Some(fault) = name_fault(&name) {
+                        return Err(serde::de::Error::custom(fault));
+                    }
+                    if tensors.len() == MAX_TENSORS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
                     if !seen.insert(name.clone()) {
                         return Err(serde::de::Error::custom(format!("{name} appears twice")));
                     }
@@ -200,6 +227,10 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     if map.is_empty() {
         return Err(Error::failure("it names no tensor"));
     }
+    let shards = map.values().collect::<BTreeSet<_>>().len();
+    if shards > MAX_SHARDS {
+        return Err(Error::failure(format!("it names {shards} files, more than {MAX_SHARDS}")));
+    }
     Ok(map)
 }
 
@@ -218,6 +249,12 @@ impl<'de> Deserialize<'de> for WeightMap {
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<WeightMap, M::Error> {
                 let mut names = BTreeMap::new();
                 while let Some((tensor, shard)) = map.next_entry::<String, String>()? {
+                    if let Some(fault) = name_fault(&tensor).or_else(|| name_fault(&shard)) {
+                        return Err(serde::de::Error::custom(fault));
+                    }
+                    if names.len() == MAX_TENSORS {
+                        return Err(serde::de::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+                    }
                     if names.contains_key(&tensor) {
                         return Err(serde::de::Error::custom(format!("{tensor} appears twice")));
                     }

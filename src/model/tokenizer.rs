@@ -4,18 +4,25 @@
 //! plain text can never turn into one, whatever it contains. Only the chat template, and text that the model itself
 //! wrote, may name them.
 
+mod file;
+
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use serde::Deserialize;
-use serde_json::Value;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
 use tokenizers::{DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::text;
 
 /// No vocabulary is near this; ids beyond it are a damaged file.
 pub(super) const MAX_VOCAB: usize = 1 << 22;
+/// Tokens, and merges, of a file: Qwen's have 152 thousand, the largest vocabularies 262 thousand.
+const MAX_ENTRIES: usize = 1 << 20;
+const MAX_ADDED: usize = 1 << 16;
+/// Longest added token, in bytes.
+const MAX_CONTENT: usize = 256;
 
 /// A token that stands outside the BPE vocabulary's merges, or is kept out of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +42,7 @@ pub enum Piece<'a> {
 
 pub struct Tokenizer {
     bpe: TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>,
-    /// Longest content first, so that the first match is the longest.
+    /// By content.
     added: Vec<AddedToken>,
     /// Index into `added` by id.
     by_id: BTreeMap<u32, usize>,
@@ -48,7 +55,13 @@ impl Tokenizer {
     /// Errors when it is no byte-level BPE like Qwen's: another model, a normaliser that rewrites text, random merges, or
     /// a vocabulary that lacks some of the 256 bytes.
     pub fn from_bytes(json: &[u8]) -> Result<Tokenizer> {
-        read(json).context("tokenizer.json")
+        file::read(json, None)
+    }
+
+    /// Reads `tokenizer.json`, and the tokens that `tokenizer_config.json` adds to it, as transformers does. Errors as
+    /// those of [`Tokenizer::from_bytes`].
+    pub fn from_files(json: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
+        file::read(json, config)
     }
 
     /// Ids of plain text. Strings that look like special tokens stay text: no id of an added token comes out.
@@ -114,7 +127,7 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// All added tokens, longest first.
+    /// All added tokens, ordered by content.
     pub fn added_tokens(&self) -> &[AddedToken] {
         &self.added
     }
@@ -128,7 +141,7 @@ impl Tokenizer {
         let mut pieces = Vec::new();
         let (mut start, mut at) = (0, 0);
         while let Some(next) = text[at..].chars().next() {
-            match self.added.iter().find(|added| text[at..].starts_with(&added.content) && accept(added)) {
+            match prefixes(&self.added, &text[at..]).filter(|added| accept(added)).last() {
                 Some(added) => {
                     if start < at {
                         pieces.push(Piece::Text(&text[start..at]));
@@ -171,13 +184,15 @@ impl Tokenizer {
                 content,
             })
             .collect();
-        check_added(&added)?;
+        check_entries(&vocab, &merges)?;
+        check_added(&added, &vocab)?;
         let highest = vocab.values().copied().chain(added.iter().map(|added| added.id)).max().unwrap_or(0);
         let vocab_size = highest as usize + 1;
         if vocab_size > MAX_VOCAB {
             return Err(Error::failure(format!("token id {highest} is beyond {MAX_VOCAB}")));
         }
-        added.sort_by(|a, b| b.content.len().cmp(&a.content.len()).then_with(|| a.content.cmp(&b.content)));
+        check_ids(&vocab, vocab_size)?;
+        added.sort_by(|a, b| a.content.cmp(&b.content));
         let by_id = added.iter().enumerate().map(|(index, added)| (added.id, index)).collect();
 
         check_merges(&vocab, &merges)?;
@@ -195,77 +210,29 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// What decides whether finch can use the file; read before the library sees any of it.
-#[derive(Deserialize)]
-struct Head {
-    model: Settings,
-    #[serde(default)]
-    added_tokens: Vec<Added>,
-    normalizer: Option<Value>,
-    pre_tokenizer: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Settings {
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    dropout: Option<f64>,
-    unk_token: Option<String>,
-    continuing_subword_prefix: Option<String>,
-    end_of_word_suffix: Option<String>,
-    #[serde(default)]
-    byte_fallback: bool,
-    #[serde(default)]
-    ignore_merges: bool,
-}
-
-#[derive(Deserialize)]
-struct Added {
-    id: u32,
-    content: String,
-    #[serde(default)]
-    special: bool,
-}
-
-#[derive(Deserialize)]
-struct Body {
-    model: Bpe,
-    normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: Option<PreTokenizerWrapper>,
-}
-
-#[derive(Deserialize)]
-struct Bpe {
-    vocab: HashMap<String, u32>,
-    merges: Vec<Merge>,
-}
-
-/// "h i" in older files, ["h", "i"] in newer ones.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Merge {
-    Text(String),
-    Pair(String, String),
-}
-
-fn read(json: &[u8]) -> Result<Tokenizer> {
-    let head: Head = serde_json::from_slice(json)?;
-    check(&head)?;
-    let body: Body = serde_json::from_slice(json)?;
-    let merges = body.model.merges.into_iter().enumerate().map(|(at, merge)| match merge {
-        Merge::Pair(left, right) => Ok((left, right)),
-        Merge::Text(text) => {
-            pair(&text).ok_or_else(|| Error::failure(format!("merges[{at}] is {text:?}, not two tokens")))
+/// The tokens that `text` begins with, shortest first, out of `sorted` (by content). However many there are, a text that
+/// begins with none is done after a look at its first byte.
+pub(super) fn prefixes<'t, T: Borrow<AddedToken>>(
+    mut sorted: &'t [T],
+    text: &str,
+) -> impl Iterator<Item = &'t AddedToken> {
+    let byte_at = |token: &T, at: usize| token.borrow().content.as_bytes()[at];
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            // All of them begin with `at` bytes of the text; the one that ends there, if any, is the first.
+            let (first, rest) = sorted.split_first()?;
+            if at > 0 && first.borrow().content.len() == at {
+                sorted = rest;
+                return Some(first.borrow());
+            }
+            let byte = *text.as_bytes().get(at)?;
+            let start = sorted.partition_point(|token| byte_at(token, at) < byte);
+            let count = sorted[start..].partition_point(|token| byte_at(token, at) == byte);
+            sorted = &sorted[start..start + count];
+            at += 1;
         }
-    });
-    let added = head.added_tokens.into_iter().map(|Added { id, content, special }| (id, content, special));
-    Tokenizer::assemble(
-        body.model.vocab.into_iter().collect(),
-        merges.collect::<Result<_>>()?,
-        body.normalizer,
-        body.pre_tokenizer,
-        added,
-    )
+    })
 }
 
 /// The two tokens of "h i".
@@ -279,62 +246,55 @@ fn check_merges(vocab: &Vocab, merges: &Merges) -> Result<()> {
     for (at, (left, right)) in merges.iter().enumerate() {
         let merged = format!("{left}{right}");
         if let Some(strange) = [left, right, &merged].into_iter().find(|token| !vocab.contains_key(*token)) {
+            let strange = text::one_line(strange, 40);
             return Err(Error::failure(format!("merges[{at}]: {strange:?} is not in the vocabulary")));
         }
     }
     Ok(())
 }
 
-fn check(head: &Head) -> Result<()> {
-    let refuse = |what: String| Err(Error::failure(what).hint("finch reads byte-level BPE tokenizers like Qwen's"));
-    let Settings { kind, .. } = &head.model;
-    if let Some(kind) = kind.as_deref().filter(|&kind| kind != "BPE") {
-        return refuse(format!("the model is {kind}"));
-    }
-    let filled = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-    for (name, set) in [
-        ("dropout", head.model.dropout.is_some_and(|dropout| dropout != 0.0)),
-        ("unk_token", filled(&head.model.unk_token)),
-        ("continuing_subword_prefix", filled(&head.model.continuing_subword_prefix)),
-        ("end_of_word_suffix", filled(&head.model.end_of_word_suffix)),
-        ("byte_fallback", head.model.byte_fallback),
-        ("ignore_merges", head.model.ignore_merges),
-    ] {
-        if set {
-            return refuse(format!("the model sets {name}"));
+fn check_entries(vocab: &Vocab, merges: &Merges) -> Result<()> {
+    for (what, found) in [("tokens", vocab.len()), ("merges", merges.len())] {
+        if found > MAX_ENTRIES {
+            return Err(Error::failure(format!("{found} {what} are more than {MAX_ENTRIES}")));
         }
-    }
-    let kind = |part: &Value| part.get("type").and_then(Value::as_str).unwrap_or("of no type").to_string();
-    if let Some(normalizer) = &head.normalizer {
-        let kind = kind(normalizer);
-        if !["NFC", "NFD", "NFKC", "NFKD"].contains(&kind.as_str()) {
-            return refuse(format!("the normalizer is {kind}"));
-        }
-    }
-    let steps = match &head.pre_tokenizer {
-        None => Vec::new(),
-        Some(one) => match one.get("pretokenizers").and_then(Value::as_array) {
-            Some(steps) => steps.iter().map(kind).collect(),
-            None => vec![kind(one)],
-        },
-    };
-    if let Some(other) = steps.iter().find(|step| !["ByteLevel", "Split", "Digits"].contains(&step.as_str())) {
-        return refuse(format!("the pre-tokenizer is {other}"));
-    }
-    if steps.last().is_none_or(|last| last != "ByteLevel") {
-        return refuse("the pre-tokenizer does not end in ByteLevel".to_string());
     }
     Ok(())
 }
 
-fn check_added(added: &[AddedToken]) -> Result<()> {
-    let (mut ids, mut contents) = (HashSet::new(), HashSet::new());
-    for added in added {
-        if added.content.is_empty() {
-            return Err(Error::failure(format!("added token {} is empty", added.id)));
+/// Each id stands for one token.
+fn check_ids(vocab: &Vocab, vocab_size: usize) -> Result<()> {
+    let mut taken = vec![false; vocab_size]; // at most MAX_VOCAB
+    match vocab.iter().find(|(_, id)| std::mem::replace(&mut taken[**id as usize], true)) {
+        Some((token, id)) => {
+            Err(Error::failure(format!("id {id} stands for {:?} and for another token", text::one_line(token, 40))))
         }
-        if !ids.insert(added.id) || !contents.insert(added.content.as_str()) {
-            return Err(Error::failure(format!("added token {} ({}) appears twice", added.id, added.content)));
+        None => Ok(()),
+    }
+}
+
+fn check_added(added: &[AddedToken], vocab: &Vocab) -> Result<()> {
+    if added.len() > MAX_ADDED {
+        return Err(Error::failure(format!("{} added tokens are more than {MAX_ADDED}", added.len())));
+    }
+    let (mut ids, mut contents) = (HashMap::new(), HashSet::new());
+    for AddedToken { id, content, .. } in added {
+        let fault = |what: String| Err(Error::failure(format!("added token {id} {what}")));
+        let shown = text::one_line(content, 40);
+        if content.is_empty() {
+            return fault("is empty".to_string());
+        }
+        if content.len() > MAX_CONTENT {
+            return fault(format!("({shown}) has {} bytes, more than {MAX_CONTENT}", content.len()));
+        }
+        if ids.insert(id, content).is_some() || !contents.insert(content) {
+            return fault(format!("({shown}) appears twice"));
+        }
+    }
+    for (token, id) in vocab {
+        if let Some(added) = ids.get(id).filter(|added| **added != token) {
+            let (added, token) = (text::one_line(added, 40), text::one_line(token, 40));
+            return Err(Error::failure(format!("added token {id} ({added}) has the id of {token:?}")));
         }
     }
     Ok(())
@@ -369,7 +329,7 @@ fn bytes_of(token: &str) -> Vec<u8> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     /// The 256 bytes, one merge (`h` `i`), the tokens that Qwen3 adds.
     pub(crate) fn tokenizer_json() -> Value {
@@ -462,6 +422,20 @@ pub(crate) mod tests {
             ("/added_tokens/0/content", json!(""), "is empty"),
             ("/added_tokens/0/id", json!(301), "appears twice"),
             ("/added_tokens/0/id", json!(-1), "tokenizer.json"),
+            ("/added_tokens/0/id", json!(7), "added token 7 (<|endoftext|>) has the id of"),
+            ("/added_tokens/0/content", json!("x".repeat(300)), "has 300 bytes, more than 256"),
+            ("/model/vocab/hi", json!(7), "id 7 stands for"),
+            ("/pre_tokenizer", split(r"(a+)+\1"), "pattern"),
+            ("/pre_tokenizer", split(r"(?=(a|b|ab)*c)x"), "pattern"),
+            ("/pre_tokenizer", split(r"(?:(?!\S)a*)*b|\s+(?!\S)|\s+"), "pattern"),
+            ("/pre_tokenizer", split(r"(?:(?:a++|a)*)*$"), "pattern"),
+            ("/pre_tokenizer", split(r"(?:\w{1000}){1000}"), "pattern"),
+            ("/pre_tokenizer", split(&"a".repeat(5000)), "pattern"),
+            (
+                "/pre_tokenizer",
+                json!({"type": "Sequence", "pretokenizers": vec![json!({"type": "Digits"}); 20]}),
+                "20 steps",
+            ),
         ];
         for (at, value, expected) in cases {
             let mut json = tokenizer_json();
@@ -474,6 +448,70 @@ pub(crate) mod tests {
             assert!(error.contains(expected), "{at}: {error}");
         }
         assert!(Tokenizer::from_bytes(b"").is_err());
+        let twice = tokenizer_json().to_string().replacen(r#""vocab":{"#, r#""vocab":{"hi":9,"#, 1);
+        let error = Tokenizer::from_bytes(twice.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(r#""hi" appears twice"#), "{error}");
+    }
+
+    /// A pre-tokenizer that splits at a pattern.
+    fn split(pattern: &str) -> Value {
+        json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}]})
+    }
+
+    #[test]
+    fn usual_patterns_are_read() {
+        for pattern in [
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+            r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+",
+            r"\p{N}{1,3}",
+        ] {
+            let mut json = tokenizer_json();
+            json["pre_tokenizer"] = split(pattern);
+            let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+            assert_eq!(tokenizer.decode(&tokenizer.encode_text("hi 12345  you\n").unwrap()), "hi 12345  you\n");
+        }
+    }
+
+    #[test]
+    fn the_longest_added_token_wins() {
+        let mut json = tokenizer_json();
+        let added = json["added_tokens"].as_array_mut().unwrap();
+        for (id, content) in [(310, "<"), (311, "<th"), (312, "<think>!"), (313, "é")] {
+            added.push(json!({"id": id, "content": content, "special": false}));
+        }
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+        let ids = |text: &str| -> Vec<u32> {
+            let added = |piece: &Piece| if let Piece::Added(added) = piece { Some(added.id) } else { None };
+            tokenizer.split(text, |_| true).iter().filter_map(added).collect()
+        };
+        assert_eq!(ids("<think>!<think><thin<é<|im_end|>"), [312, 304, 311, 310, 313, 302]);
+        assert_eq!(ids("a<"), [310]);
+    }
+
+    #[test]
+    fn tokens_that_tokenizer_config_adds_are_known() {
+        let json = tokenizer_json().to_string();
+        let config = json!({"added_tokens_decoder": {
+            "302": {"content": "<|im_end|>", "special": true},
+            "320": {"content": "<|extra|>", "lstrip": false, "special": true}}});
+        let read = |config: &Value| Tokenizer::from_files(json.as_bytes(), Some(config.to_string().as_bytes()));
+        let tokenizer = read(&config).unwrap();
+        assert_eq!((tokenizer.special_id("<|extra|>"), tokenizer.vocab_size()), (Some(320), 321));
+        assert_eq!(read(&json!({"chat_template": "x"})).unwrap().vocab_size(), 307);
+        for (config, expected) in [
+            (
+                json!({"added_tokens_decoder": {"302": {"content": "<|other|>"}}}),
+                "302 is <|other|>, in tokenizer.json it is <|im_end|>",
+            ),
+            (json!({"added_tokens_decoder": {"x": {"content": "a"}}}), "\"x\" is no token id"),
+            (json!({"added_tokens_decoder": {"320": {"content": "<think>"}}}), "(<think>) appears twice"),
+            (json!({"added_tokens_decoder": []}), "tokenizer_config.json"),
+        ] {
+            let error = read(&config).expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

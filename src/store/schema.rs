@@ -107,7 +107,31 @@ pub(super) fn prepare(connection: &mut Connection) -> Step<()> {
     // On macOS an fsync alone may leave data in the drive's cache; elsewhere these two do nothing.
     connection.pragma_update(None, "fullfsync", true)?;
     connection.pragma_update(None, "checkpoint_fullfsync", true)?;
-    migrate(connection, MIGRATIONS)
+    migrate(connection, MIGRATIONS)?;
+    check_tables(connection)
+}
+
+/// The tables and columns that the version promises are there: a file that bears finch's mark may have been changed since.
+fn check_tables(connection: &Connection) -> Step<()> {
+    let made = Connection::open_in_memory()?;
+    MIGRATIONS.iter().try_for_each(|migration| made.execute_batch(migration))?;
+    let (expected, found) = (columns(&made)?, columns(connection)?);
+    match expected.iter().find(|column| !found.contains(column)) {
+        None => Ok(()),
+        Some((table, column)) => Err(Fault::Said(
+            Error::failure(format!("the database {} has no column {column} in a table {table}", shown(connection)))
+                .hint("the file is damaged: move it away (finch then makes a new one), or put a copy back"),
+        )),
+    }
+}
+
+/// Table and column of everything in the schema.
+fn columns(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+    let mut all = connection.prepare(
+        "SELECT m.name, c.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c WHERE m.type IN ('table', 'view')",
+    )?;
+    let rows = all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 /// Refuses a database that is some other program's, before anything in it is changed.

@@ -618,6 +618,24 @@ fn files_that_are_no_finch_database_are_refused_by_name() {
 }
 
 #[test]
+fn a_database_without_its_tables_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    for (sql, missing) in [
+        ("DROP TABLE run_examples", "a table run_examples"),
+        ("DROP VIEW feedback_in_force", "a table feedback_in_force"),
+        ("ALTER TABLE runs DROP COLUMN curve", "no column curve in a table runs"),
+    ] {
+        let path = folder.path().join(format!("{}.db", missing.len()));
+        drop(Store::open(&path).unwrap());
+        Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(error.message().contains(missing) && error.hint_text().is_some(), "{}", error.message());
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+}
+
+#[test]
 fn a_damaged_row_is_an_error_that_names_it() {
     let (_folder, store) = store();
     let id = store.add_interaction(&turn("s", 1, "q", "a")).unwrap().id;

@@ -16,10 +16,10 @@ const MAGIC: [u8; 4] = *b"GGUF";
 const MAX_HEAD: u64 = 128 << 20;
 /// Keys, and tensors, of a file.
 const MAX_ENTRIES: u64 = 1 << 16;
-/// Items of all lists together.
-const MAX_ITEMS: u64 = 1 << 22;
+/// Items of all lists together: Qwen's vocabulary, types and merges are half a million.
+const MAX_ITEMS: u64 = 1 << 21;
 /// Longest name of a key or tensor, in bytes.
-const MAX_NAME: u64 = 1 << 12;
+const MAX_NAME: u64 = 255;
 /// ggml's own limit.
 const MAX_RANK: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;

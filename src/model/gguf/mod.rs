@@ -14,6 +14,7 @@ mod names;
 mod tokenizer;
 pub mod write;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -80,6 +81,22 @@ impl Gguf {
             return Err(Error::failure(format!("{key} is {total}, the {count} parts hold {}", tensors.len())));
         }
         Ok(Self::joined(version, metadata, shards, tensors))
+    }
+
+    /// Reads a file that is already in memory; `name` is what errors call it. Errors also when it is one part of several.
+    pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Gguf> {
+        let bytes = bytes.into();
+        let read = || -> Result<Head> {
+            let head = header::read(&mut &*bytes, bytes.len() as u64, 0)?;
+            match head.metadata.whole("split.count")? {
+                Some(count) if count > 1 => {
+                    Err(Error::failure(format!("split.count is {count}; only one part is here")))
+                }
+                _ => Ok(head),
+            }
+        };
+        let Head { version, metadata, tensors } = read().with_context(|| name.to_string())?;
+        Ok(Self::joined(version, metadata, vec![Shard::in_memory(name, bytes)], tensors))
     }
 
     fn joined(version: u32, metadata: Metadata, shards: Vec<Shard>, tensors: BTreeMap<String, Entry>) -> Gguf {

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::*;
 use crate::model::config::Family;
 use crate::model::message::Message;
+use crate::model::rope::{RopeScaling, Yarn};
 use crate::model::storage::Storage;
 use crate::model::tokenizer::tests::tokenizer_json;
 
@@ -198,8 +199,11 @@ fn refuses_networks_that_it_does_not_run() {
         (other("qwen3.attention.layer_norm_rms_epsilon", 0), "layer_norm_rms_epsilon is 0, outside 0 to 0.1"),
         (other("qwen3.attention.layer_norm_rms_epsilon", f32::NAN.to_bits()), "layer_norm_rms_epsilon is NaN"),
         (some().u32("qwen3.expert_count", 8).bytes(), "qwen3.expert_count is 8"),
-        (some().text("qwen3.rope.scaling.type", "yarn").bytes(), "qwen3.rope.scaling.type is yarn"),
-        (some().f32("qwen3.rope.scale_linear", 2.0).bytes(), "qwen3.rope.scale_linear is 2"),
+        (some().text("qwen3.rope.scaling.type", "longrope").bytes(), "qwen3.rope.scaling.type is longrope"),
+        (some().text("qwen3.rope.scaling.type", "yarn").bytes(), "qwen3.rope.scaling.factor is missing"),
+        (some().f32("qwen3.rope.scaling.factor", 0.5).bytes(), "qwen3.rope.scaling.factor is 0.5, outside 1 to"),
+        (some().f32("qwen3.rope.scaling.yarn_ext_factor", 0.5).bytes(), "yarn_ext_factor is 0.5; finch runs 1"),
+        (Builder::default().text("general.architecture", &"x".repeat(99)).bytes(), "architecture has 99 bytes"),
         (some().raw("qwen3.attention.causal", 7, &[0]).bytes(), "qwen3.attention.causal is false"),
         (some().u32("qwen3.rope.dimension_count", 4).bytes(), "qwen3.rope.dimension_count is 4"),
         (some().numbers("rope_freqs.weight", &[2], &[1.0; 2]).bytes(), "tensor rope_freqs.weight belongs to no qwen3"),
@@ -210,6 +214,22 @@ fn refuses_networks_that_it_does_not_run() {
         assert!(error.contains(expected), "{expected}: {error}");
         assert!(error.starts_with("x.gguf: "), "{error}");
     }
+}
+
+#[test]
+fn reads_rope_scaling() {
+    let config = |builder: Builder| open(&builder.bytes()).unwrap().config().unwrap();
+    let yarn = embedding(keys()).text("qwen3.rope.scaling.type", "yarn").f32("qwen3.rope.scaling.factor", 4.0);
+    let set = yarn.u32("qwen3.rope.scaling.original_context_length", 32).f32("qwen3.rope.scaling.yarn_beta_fast", 16.0);
+    let found = config(set);
+    assert_eq!(found.rope_scaling, RopeScaling::Yarn(Yarn { beta_fast: 16.0, ..Yarn::new(4.0, 32) }));
+    assert_eq!(found.context, 128);
+    let linear = RopeScaling::Linear { factor: 2.0 };
+    for key in ["qwen3.rope.scaling.factor", "qwen3.rope.scale_linear"] {
+        assert_eq!(config(embedding(keys()).f32(key, 2.0)).rope_scaling, linear, "{key}");
+    }
+    let none = embedding(keys()).text("qwen3.rope.scaling.type", "none").f32("qwen3.rope.scaling.factor", 2.0);
+    assert_eq!(config(none).rope_scaling, RopeScaling::None);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 use super::metadata::{Metadata, needed};
 use crate::error::{Context, Error, Result};
 use crate::model::tokenizer::{MAX_VOCAB, Tokenizer, pair};
+use crate::text;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -23,11 +24,11 @@ const SPLIT: &str =
 
 /// Errors name the key and the item; `tokenizer.ggml.pre` must be Qwen's, since the merges alone do not give its ids.
 pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
-    let model = needed(MODEL, metadata.text(MODEL)?)?;
+    let model = needed(MODEL, metadata.name(MODEL)?)?;
     if model != "gpt2" {
         return Err(Error::failure(format!("{MODEL} is {model}, not gpt2")).hint("finch reads Qwen's byte-level BPE"));
     }
-    let pre = metadata.text(PRE)?.unwrap_or("missing");
+    let pre = metadata.name(PRE)?.unwrap_or("missing");
     if !QWEN.contains(&pre) {
         return Err(Error::failure(format!("{PRE} is {pre}, none of {}", QWEN.join(", ")))
             .hint("finch reads Qwen's tokenizers; convert an old file again with today's llama.cpp"));
@@ -46,6 +47,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
         match kind {
             1 => {
                 if let Some(other) = vocabulary.insert(token.to_string(), id) {
+                    let token = text::one_line(token, 40);
                     return Err(Error::failure(format!("{TOKENS}[{id}] is {token:?}, as {TOKENS}[{other}] is")));
                 }
             }
@@ -56,7 +58,8 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
     }
     let merges = needed(MERGES, metadata.texts(MERGES)?)?;
     let merges = merges.into_iter().enumerate().map(|(at, merge)| {
-        pair(merge).ok_or_else(|| Error::failure(format!("{MERGES}[{at}] is {merge:?}, not two tokens")))
+        pair(merge)
+            .ok_or_else(|| Error::failure(format!("{MERGES}[{at}] is {:?}, not two tokens", text::one_line(merge, 40))))
     });
     let merges = merges.collect::<Result<_>>()?;
     let (normalizer, pre_tokenizer) = qwen()?;
