@@ -4,6 +4,8 @@
 //! string within a message is broken up by a marker character before rendering; what is whole after rendering was
 //! written by the template and becomes a token, the rest is plain text, out of which the markers are taken again.
 
+mod bounds;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,19 +15,19 @@ use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Deserialize;
 
 use super::message::{Message, Role};
-use super::tokenizer::{AddedToken, Piece, Tokenizer};
+use super::tokenizer::{AddedToken, Piece, Tokenizer, prefixes};
 use crate::error::{Context, Error, Result};
+use crate::text;
 
+/// What errors call it, before a line.
 const NAME: &str = "chat_template";
-/// Instructions that a template may spend: Qwen's spend under a hundred a message.
-const FUEL: u64 = 1_000_000;
-const FUEL_PER_MESSAGE: u64 = 10_000;
 /// Unicode noncharacters, which no text has a use for: the marker is one that no message holds.
 const MARKERS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
 
 /// A compiled chat template.
 pub struct ChatTemplate {
     env: Environment<'static>,
+    syntax: SyntaxConfig,
     source: String,
     /// `eos_token` and its like, as templates know them.
     special: BTreeMap<String, String>,
@@ -34,15 +36,21 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles a template; errors name its line.
     pub fn new(source: &str) -> Result<ChatTemplate> {
-        let mut env = Environment::new();
         // As transformers sets Jinja up.
-        env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(fault)?);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(fault)?;
+        let mut env = Environment::new();
         env.add_function("raise_exception", |message: String| -> std::result::Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        env.add_template_owned(NAME, source.to_string()).map_err(fault)?;
-        Ok(ChatTemplate { env, source: source.to_string(), special: BTreeMap::new() })
+        let template = ChatTemplate { env, syntax, source: source.to_string(), special: BTreeMap::new() };
+        template.run(None, 0)?;
+        Ok(template)
+    }
+
+    /// Renders over `root`, for a conversation of `input` bytes; without a root only compiles.
+    fn run(&self, root: Option<Value>, input: usize) -> Result<String> {
+        let ChatTemplate { env, syntax, source, .. } = self;
+        bounds::deep(|| bounds::render(env, syntax, source, root, input))?.map_err(fault)
     }
 
     /// The template of a model folder: `chat_template.jinja`, else the one within `tokenizer_config.json`, else Qwen's
@@ -52,7 +60,8 @@ impl ChatTemplate {
             Some(json) => serde_json::from_slice(json).context("tokenizer_config.json")?,
             None => TokenizerConfig::default(),
         };
-        let inner = config.chat_template.as_ref().and_then(TemplateField::default_source);
+        let inner = config.chat_template.as_ref().map(TemplateField::source).transpose();
+        let inner = inner.context("tokenizer_config.json")?.flatten();
         let tokens =
             [("bos_token", config.bos_token), ("eos_token", config.eos_token), ("pad_token", config.pad_token)];
         let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, token?.text())));
@@ -117,8 +126,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         thinking: Option<bool>,
     ) -> Result<String> {
-        let mut env = self.env.clone();
-        env.set_fuel(Some(FUEL + FUEL_PER_MESSAGE * messages.len() as u64));
+        let input = messages.iter().map(|(_, content)| content.len() + 64).sum();
         let messages: Vec<Value> =
             messages.iter().map(|(role, content)| context! { role => role.name(), content => content }).collect();
         let mut values: BTreeMap<&str, Value> =
@@ -128,7 +136,7 @@ impl ChatTemplate {
         if let Some(thinking) = thinking {
             values.insert("enable_thinking", Value::from(thinking));
         }
-        env.get_template(NAME).and_then(|template| template.render(values)).map_err(fault)
+        self.run(Some(Value::from(values)), input)
     }
 }
 
@@ -139,24 +147,26 @@ impl fmt::Debug for ChatTemplate {
 }
 
 fn fault(error: minijinja::Error) -> Error {
-    Error::failure(format!("the model's chat template failed: {error}"))
+    // What a template raises is its own words, of any length.
+    Error::failure(format!("the model's chat template failed: {}", text::one_line(&error.to_string(), 300)))
 }
 
 /// The message with every special string broken by `marker`. An assistant's markup (`<think>`) stays whole: the model
 /// wrote it as tokens, and templates cut it out of earlier turns.
 fn guard<'a>(message: &'a Message, added: &[AddedToken], marker: char) -> Cow<'a, str> {
     let content = message.content.as_str();
-    let barred: Vec<&str> = added
-        .iter()
-        .filter(|token| token.control || message.role != Role::Assistant)
-        .map(|token| token.content.as_str())
-        .collect();
+    let barred: Vec<&AddedToken> =
+        added.iter().filter(|token| token.control || message.role != Role::Assistant).collect();
+    // A token that what follows the message could complete.
+    let begins = |rest: &str| {
+        let next = barred.partition_point(|token| token.content.as_str() < rest);
+        barred.get(next).is_some_and(|token| token.content.starts_with(rest))
+    };
     let mut guarded = String::new();
     for (at, c) in content.char_indices() {
         guarded.push(c);
         let rest = &content[at..];
-        // Also where the message ends within a token's text, which what follows it could complete.
-        if barred.iter().any(|token| rest.starts_with(token) || token.starts_with(rest)) {
+        if prefixes(&barred, rest).next().is_some() || begins(rest) {
             guarded.push(marker);
         }
     }
@@ -189,10 +199,23 @@ struct NamedTemplate {
 }
 
 impl TemplateField {
-    fn default_source(&self) -> Option<&str> {
+    /// The one for chats: the only one, or the one named `default`.
+    fn source(&self) -> Result<Option<&str>> {
         match self {
-            TemplateField::One(source) => Some(source),
-            TemplateField::Named(list) => list.iter().find(|t| t.name == "default").map(|t| t.template.as_str()),
+            TemplateField::One(source) => Ok(Some(source)),
+            TemplateField::Named(list) => match list.as_slice() {
+                [] => Ok(None),
+                [only] => Ok(Some(&only.template)),
+                list => match list.iter().find(|t| t.name == "default") {
+                    Some(found) => Ok(Some(&found.template)),
+                    None => {
+                        let names: Vec<String> = list.iter().take(8).map(|t| text::one_line(&t.name, 40)).collect();
+                        let names = names.join(", ");
+                        Err(Error::failure(format!("chat_template has none named default, but {names}"))
+                            .hint("put the one for chats into a file chat_template.jinja"))
+                    }
+                },
+            },
         }
     }
 }
@@ -278,6 +301,11 @@ mod tests {
         assert_eq!(file.text(&[], true, None).unwrap(), "file <|im_end|>");
         let one = br#"{"chat_template":"one","eos_token":"x"}"#;
         assert_eq!(ChatTemplate::from_files(None, Some(one)).unwrap().text(&[], true, None).unwrap(), "one");
+        let only = br#"{"chat_template":[{"name":"chat","template":"only"}]}"#;
+        assert_eq!(ChatTemplate::from_files(None, Some(only)).unwrap().text(&[], true, None).unwrap(), "only");
+        let none = br#"{"chat_template":[{"name":"rag","template":"a"},{"name":"tool_use","template":"b"}]}"#;
+        let error = ChatTemplate::from_files(None, Some(none)).unwrap_err().to_string();
+        assert!(error.contains("none named default, but rag, tool_use"), "{error}");
     }
 
     #[test]
@@ -288,5 +316,72 @@ mod tests {
         let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         let error = ChatTemplate::new(nested).unwrap().text(&[], true, None).unwrap_err();
         assert!(error.to_string().contains("fuel"), "{error}");
+    }
+
+    #[test]
+    fn what_templates_usually_do_works() {
+        let source = "{%- macro say(m, sep='\n') -%}<{{ m.role }}>{{ sep }}{%- endmacro -%}
+            {%- set ns = namespace(last=0, seen=[]) %}
+            {%- for m in messages %}{% set ns.last = loop.index0 * 2 + 1 %}
+            {%- if m.content is string and 'x' in m.content and m.role != 'system' %}{{ say(m) }}
+            {{- m.content.split('-')[-1].strip('x').replace('b', 'cc') ~ '=' * 3 }}{% else %}{% continue %}{% endif %}
+            {%- endfor -%}
+            {{ ns.last }} {{ (messages | length - 1) }} {{ {'a': [1, 'é']} | tojson }} {{ ['p', 'q'] | join('+') }}
+            {{- messages[::-1][0].role[:2] }} {% set block %}{{ 'in' }}side{% endset %}{{ block | upper | indent(2, true) }}";
+        let template = ChatTemplate::new(source).unwrap();
+        let messages = [Message::system("x"), Message::user("a-xbx"), Message::user("no")];
+        let text = template.text(&messages, true, None).unwrap();
+        assert_eq!(text, "<user>\ncc===5 2 {\"a\": [1, \"é\"]} p+qus   INSIDE");
+    }
+
+    #[test]
+    fn templates_cannot_ask_for_any_amount_of_memory() {
+        let loops = |body: &str| {
+            format!("{{% set ns = namespace(a='ab', b=[1]) %}}{{% for i in range(99) %}}{body}{{% endfor %}}")
+        };
+        let long = |text: &str, times: usize, end: &str| text.repeat(times) + end;
+        for (source, expected) in [
+            ("{{ 'x' * 1000000000 }}".to_string(), "longer than any"),
+            ("{{ ('x' * 1000000) * 100 }}".to_string(), "longer than any"),
+            (loops("{% set ns.a = ns.a ~ ns.a %}"), "longer than any"),
+            (loops("{% set ns.a = ns.a + ns.a %}"), "longer than any"),
+            (loops("{% set ns.b = ns.b + ns.b %}"), "more text than any"),
+            (loops("{% set ns.b = [ns.b, ns.b] %}"), "more text than any"),
+            (loops("{% set ns.b = [ns.b] %}"), "nested too deeply"),
+            (loops("{% set ns.b = ns.b * 1000 %}"), "only numbers can be multiplied"),
+            (loops("{% set ns.b = ns %}"), "a namespace can be neither stored nor printed"),
+            (loops("{% set ns.b = [ns] %}"), "a namespace can be neither stored nor printed"),
+            (loops("{% set ns.a = ns.a.replace('', ns.a) %}"), "longer than any"),
+            (loops("{% set ns.a = ns.a | replace('a', ns.a * 9) %}"), "longer than any"),
+            (loops("{% set ns.a = range(9999) | join(ns.a) %}"), "longer than any"),
+            (loops("{% set ns.a = ns.a.join(range(9999)) %}"), "longer than any"),
+            (loops("{% set x %}{{ ns.a }}{{ ns.a }}{% endset %}{% set ns.a = x %}"), "longer than any"),
+            (loops("{% for j in range(9999) %}{% for k in range(99) %}0123456789{% endfor %}{% endfor %}"), "fuel"),
+            (loops(&format!("{{% for j in range(999) %}}{}{{% endfor %}}", "0".repeat(60_000))), "more text than any"),
+            (
+                "{% set a = 'x' * 900000 %}".to_string()
+                    + &loops("{% for j in range(999) %}{% if a == a ~ '' %}{% endif %}{% endfor %}"),
+                "more text than any",
+            ),
+            ("{{ 'a\nb' | indent(1000000000) }}".to_string(), "longer than any"),
+            ("{{ [1] | tojson(indent=1000000000) }}".to_string(), "tojson indents"),
+            ("{{ [1] | batch(1000000000, 'x') }}".to_string(), "batch"),
+            ("{{ '%1000000000d' | format(1) }}".to_string(), "format"),
+            ("{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}".to_string(), "recursion"),
+            ("{% include 'chat_template' %}".to_string(), "no templates with include"),
+            ("{% extends 'chat_template' %}".to_string(), "no templates with extends"),
+            (long("{{ a", 1, &long("+1", 5000, "}}")), "words between two braces"),
+            (long("{{ a", 1, &long("|trim", 900, "}}")), ""),
+            (long("{% if a %}", 1, &long("{% elif a %}", 5000, "{% endif %}")), ""),
+            (long("(", 9000, ""), ""),
+            ("{{ ".to_string() + &long("(", 900, "1") + &long(")", 900, "}}"), "recursion"),
+            (long("x", 70_000, ""), "more than 65536"),
+        ] {
+            let said = match ChatTemplate::new(&source).and_then(|template| template.text(&[], true, None)) {
+                Ok(text) => format!("{} bytes", text.len()),
+                Err(error) => error.to_string(),
+            };
+            assert!(said.contains(expected) && said.len() < 500, "{:.100}: {said:.600}", source);
+        }
     }
 }
