@@ -38,7 +38,7 @@ struct Options {
     /// Write all figures.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Try other recipes: the built-in list, or these (`auto`, `rate=2e-3,stop=0.05`, …).
+    /// Try other recipes: the built-in list, or these (`auto`, `rate=2e-3,wordings=12`, …).
     #[arg(long, value_name = "SETTINGS", num_args = 0..)]
     search: Option<Vec<String>>,
     /// Print every answer to a taught, paraphrased or near prompt.

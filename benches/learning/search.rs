@@ -6,7 +6,7 @@ use finch::learn::recipe::Recipe;
 use finch::model::lora::Target;
 
 /// One number each; the first one is what finch does.
-pub const TRIALS: [&str; 19] = [
+pub const TRIALS: [&str; 27] = [
     "auto",
     "pairs=off",
     "rate=5e-4",
@@ -21,6 +21,14 @@ pub const TRIALS: [&str; 19] = [
     "replay-rows=16",
     "replay-weight=0.3",
     "replay-weight=3",
+    "replay=rows",
+    "wordings=0",
+    "wordings=6",
+    "wordings=24",
+    "neighbours=0",
+    "neighbours=1",
+    "neighbours=6",
+    "replay-wordings=0",
     "rank=4",
     "rank=64",
     "targets=attention",
@@ -28,7 +36,7 @@ pub const TRIALS: [&str; 19] = [
     "targets=qv",
 ];
 
-/// Settings joined by commas, such as `rate=2e-3,stop=0.05`.
+/// Settings joined by commas, such as `rate=2e-3,wordings=12`.
 pub struct Trial(Vec<(String, String)>);
 
 impl Trial {
@@ -97,7 +105,11 @@ fn set_recipe(recipe: &mut Recipe, key: &str, value: &str) -> Result<bool> {
         "stop" => recipe.stop_at = Some(value.parse()?),
         "replay-rows" => recipe.replay_rows = value.parse()?,
         "replay-weight" => recipe.replay_weight = value.parse()?,
+        "replay" => recipe.replay_imitates = value == "rows",
+        "wordings" => recipe.wordings = value.parse()?,
+        "replay-wordings" => recipe.replay_wordings = value.parse()?,
         "pairs" => recipe.pairs = value == "on",
+        "neighbours" => recipe.neighbours = value.parse()?,
         _ => return Ok(false),
     }
     Ok(true)

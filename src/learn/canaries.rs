@@ -3,7 +3,7 @@
 //! Some are replayed while an adapter is trained (it is held to the base on them), others are only watched: the gate
 //! measures on prompts that no training has seen how far an adapter has moved from its base.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::error::Result;
 use crate::feedback::record::prompt_digest;
@@ -19,7 +19,7 @@ use crate::words::{is_common, words};
 use super::recipe;
 
 /// Replayed in training. The order matters: slow models take the first ones only.
-pub const REPLAYED: [&str; 40] = [
+pub const REPLAYED: [&str; 100] = [
     "Hello!",
     "What can you do?",
     "How do I read a file in Rust?",
@@ -60,6 +60,66 @@ pub const REPLAYED: [&str; 40] = [
     "How do I go back to the previous adapter?",
     "What should I read about history?",
     "Good night!",
+    "How does finch learn?",
+    "What is the difference between /critical and /medium?",
+    "When should I use /good?",
+    "Can I rate with an emoji?",
+    "How do I write a correction?",
+    "What happens to an answer that I rated badly?",
+    "Does a training slow down the chat?",
+    "What is shown by /train status?",
+    "Can I train on my own data set?",
+    "What is LoRA?",
+    "Does the base model change?",
+    "How do I remove an adapter?",
+    "Why was my adapter refused?",
+    "When does a new adapter go live?",
+    "What is the default rank?",
+    "Does finch work offline?",
+    "What does FINCH_HOME do?",
+    "Where is my data stored?",
+    "How do I see my statistics?",
+    "How do I set a system prompt?",
+    "How do I clear the conversation?",
+    "Which commands are there?",
+    "How do I interrupt an answer?",
+    "How do I enter several lines?",
+    "How do I ask one question from the shell?",
+    "How do I begin a message with a slash?",
+    "What does finch score print?",
+    "How do I import ratings?",
+    "What does the temperature change?",
+    "How long can an answer be?",
+    "What is the loss?",
+    "What is a learning rate?",
+    "How many tokens can you see at once?",
+    "What does exit code 3 mean?",
+    "How do I write a text file in Rust?",
+    "How do I get the command-line arguments in Rust?",
+    "How do I use a HashMap?",
+    "How does pattern matching work in Rust?",
+    "When do I use Option?",
+    "What is a Result?",
+    "Why is unwrap dangerous?",
+    "What is a trait object for?",
+    "What does clone do?",
+    "How do I join strings with format?",
+    "How do I check my code with clippy?",
+    "How do I clone a repository?",
+    "How do I merge a branch into main?",
+    "What do I do about a merge conflict?",
+    "How do I fix the message of the last commit?",
+    "How do I keep a file out of the repository?",
+    "Who changed this line?",
+    "How do I mark a version with a tag?",
+    "How do I rename a folder?",
+    "How do I delete a directory?",
+    "How large is this folder?",
+    "How do I count words?",
+    "How do I replace a word everywhere in a file?",
+    "How do I write the output of a command into a file?",
+    "How do I set a variable for my shell?",
+    "Do you speak German?",
 ];
 
 /// Never trained on: the gate measures with these.
@@ -122,8 +182,8 @@ pub fn unlike<'a>(
     prompts.into_iter().filter(|p| !taught.iter().any(|t| t.resembles(&Question::of(p)))).collect()
 }
 
-/// What a conversation's last turn asks, reduced to words.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A text, or what a conversation's last turn asks, reduced to words.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Question {
     all: Vec<String>,
     /// Without the words that every question has.
@@ -133,7 +193,11 @@ struct Question {
 impl Question {
     fn of(messages: &[Message]) -> Question {
         let last = messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);
-        let all = words(last);
+        Question::of_text(last)
+    }
+
+    fn of_text(text: &str) -> Question {
+        let all = words(text);
         let telling = all.iter().filter(|word| !is_common(word)).cloned().collect();
         Question { all, telling }
     }
@@ -158,8 +222,22 @@ pub fn part(own: Vec<Vec<Message>>) -> (Vec<Vec<Message>>, Vec<Vec<Message>>) {
 /// One in so many of the user's own prompts is watched.
 const WATCHED_OF_OWN: u8 = 4;
 
+/// A question with the base's answer to it.
+struct Asked {
+    question: Question,
+    said: Question,
+}
+
+impl Asked {
+    /// Whether the base takes both for the same question: they share a word that says what they are about, and it gives
+    /// about the same answer. What was taught about the one then holds for the other.
+    fn is_as(&self, other: &Asked) -> bool {
+        !self.question.telling.is_disjoint(&other.question.telling) && self.said.resembles(&other.said)
+    }
+}
+
 /// The base's answers to ordinary prompts: those to replay and those to watch, `own` (see [`part`]) among them. What
-/// resembles a `taught` question is in neither.
+/// resembles a `taught` question, or what the base takes for the same, is in neither.
 pub fn ordinary<'a>(
     model: &Model,
     own: (Vec<Vec<Message>>, Vec<Vec<Message>>),
@@ -167,13 +245,28 @@ pub fn ordinary<'a>(
     courtesy: &Courtesy,
 ) -> Result<(Vec<Answered>, Vec<Answered>)> {
     let config = model.network.config();
+    let answers_to = |prompts: &[Vec<Message>]| -> Result<Vec<(Asked, Answered)>> {
+        let questions: HashMap<_, _> = prompts.iter().map(|p| (prompt_digest(p), Question::of(p))).collect();
+        let answers = answer(model, prompts, recipe::answer_tokens(config), courtesy)?;
+        let with_question = |answered: Answered| {
+            let question = questions.get(&answered.key)?.clone();
+            Some((Asked { question, said: Question::of_text(&model.tokenizer.decode(&answered.answer)) }, answered))
+        };
+        Ok(answers.into_iter().filter_map(with_question).collect())
+    };
+    // Where the base answers slowly, the questions' own words have to do.
+    let asked = match config.is_small() {
+        true => answers_to(&taught.clone().map(<[Message]>::to_vec).collect::<Vec<_>>())?,
+        false => Vec::new(),
+    };
     let (replayed, watched) = match config.is_small() {
         true => (REPLAYED.len(), WATCHED.len()),
         false => (recipe::LARGE_REPLAYED, recipe::LARGE_WATCHED),
     };
-    let answers = |prompts| {
-        let prompts = unlike(prompts, taught.clone());
-        answer(model, &prompts, recipe::answer_tokens(config), courtesy)
+    let answers = |prompts| -> Result<Vec<Answered>> {
+        let mut others = answers_to(&unlike(prompts, taught.clone()))?;
+        others.retain(|(other, _)| !asked.iter().any(|(taught, _)| taught.is_as(other)));
+        Ok(others.into_iter().map(|(_, answered)| answered).collect())
     };
     let built_in = |list: &[&str], n: usize| list.iter().take(n).map(|p| conversation(p)).collect::<Vec<_>>();
     let (replayed, watched) = (built_in(&REPLAYED, replayed), built_in(&WATCHED, watched));

@@ -23,9 +23,10 @@ pub struct Fit<'a> {
     /// Where training starts; its layout is what is trained.
     pub start: LoraWeights,
     pub rows: &'a [Row],
-    /// What each of them is measured by, row for row: itself, or how likely its completion is.
+    /// What the first rows are measured by, row for row: themselves, or how likely their completion is. Rows behind them (other
+    /// wordings of the same question, say) are trained and not measured.
     pub measured: &'a [Row],
-    /// What each row counts in the measured loss: as it does in training, through sampling or through the loss.
+    /// What each of those counts in the measured loss: as it does in training, through sampling or through the loss.
     pub importance: &'a [f64],
     /// Indices into `rows`, `batch` a step, one step behind the other.
     pub draws: &'a [usize],
@@ -171,8 +172,8 @@ impl Fit<'_> {
         let drawn = self.draws.len() >= steps * self.batch && self.draws.iter().all(|i| *i < self.rows.len());
         let Beside { rows: beside, draws, a_step } = self.beside;
         let joined = draws.len() >= steps * a_step && draws.iter().all(|i| *i < beside.len());
-        let one_each = self.importance.len() == self.rows.len() && self.measured.len() == self.rows.len();
-        match self.rows.is_empty() || self.batch == 0 || !one_each {
+        let measurable = self.importance.len() == self.measured.len() && self.measured.len() <= self.rows.len();
+        match self.measured.is_empty() || self.batch == 0 || !measurable {
             false if drawn && joined => Ok(()),
             _ => Err(Error::failure("a training was asked for without rows for each of its steps")),
         }

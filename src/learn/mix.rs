@@ -57,7 +57,8 @@ impl Beside {
     /// The base's answers, as many a step as the recipe says, and one of the bad answers: of a batch of two drawn rows or
     /// more it is a third at most.
     pub fn new(recipe: &Recipe, replayed: &[Answered], faults: &[Fault]) -> Beside {
-        let stays = replayed.iter().filter_map(Answered::tokens).map(|tokens| Row::stay(tokens, recipe.replay_weight));
+        let form = if recipe.replay_imitates { Row::imitate } else { Row::stay };
+        let stays = replayed.iter().filter_map(Answered::tokens).map(|tokens| form(tokens, recipe.replay_weight));
         let mut rows: Vec<Row> = stays.collect();
         let replay = recipe.replay_draws(rows.len());
         let (replays, mut a_step) = (rows.len(), if rows.is_empty() { 0 } else { recipe.replay_rows });

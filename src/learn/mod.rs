@@ -3,6 +3,7 @@
 //! - `recipe`: every number that decides how a buffer is trained, `auto` resolved
 //! - `rows`: examples to token rows, by the model's own template
 //! - `mix`: which loss each row is trained with
+//! - `variations`: a taught question in other wordings, and questions beside it
 //! - `split`: which rows are held out
 //! - `canaries`: ordinary prompts and the base's own answers to them, for replay and for the gate
 //! - `fit`: rows in, trained weights out; knows neither store nor registry
@@ -30,6 +31,7 @@ pub mod recipe;
 pub mod round;
 pub mod rows;
 pub mod split;
+pub mod variations;
 
 #[cfg(test)]
 mod testing;

@@ -11,10 +11,11 @@ use crate::train::order::{steps_of, weighted_draws};
 use crate::train::run::Plan;
 use crate::train::schedule::{Schedule, Shape, warmup_steps};
 
-// What `auto` means, and what is not configurable. To be chosen by measurement only: see the README of finch-tiny.
+// What `auto` means, and what is not configurable. To be chosen by measurement only: benches/learning
+// tries them, and its README holds the tables.
 
 /// Learning rate of `auto` for networks of a few million weights, and for larger ones.
-pub const SMALL_LEARNING_RATE: f64 = 1e-3;
+pub const SMALL_LEARNING_RATE: f64 = 2e-3;
 pub const LARGE_LEARNING_RATE: f64 = 2e-4;
 /// `auto` trains until every trained completion is at most at this, in nat a token.
 pub const LEARNED: f64 = 0.1;
@@ -30,6 +31,15 @@ pub const PAIR_SFT: f64 = 1.0;
 pub const DPOP: f64 = 5.0;
 /// Bad answers are moved away from only where at least this share of the buffer says what is good.
 pub const POSITIVE_SHARE: f64 = 0.25;
+/// Other wordings of each taught question that are trained beside it (see `variations`).
+pub const WORDINGS: usize = 12;
+/// Questions beside each taught one on which the adapter is held to the base, and how many of them there are at most
+/// where the base answers slowly.
+pub const NEIGHBOURS: usize = 1;
+pub const LARGE_NEIGHBOURS: usize = 8;
+/// Other wordings of each built-in prompt that are replayed beside it: what rewording a question brings about is then not
+/// learned as part of the lesson. Only where the base answers fast.
+pub const REPLAY_WORDINGS: usize = 1;
 /// Built-in prompts that are replayed and watched where the base answers slowly; small networks take all.
 pub const LARGE_REPLAYED: usize = 12;
 pub const LARGE_WATCHED: usize = 8;
@@ -85,11 +95,19 @@ pub struct Recipe {
     pub pairs: bool,
     /// Whether bad answers that nothing corrects are moved away from.
     pub faults: bool,
+    /// Replayed rows are imitated, not held to the base by KL.
+    pub replay_imitates: bool,
+    /// Other wordings of each question that is trained.
+    pub wordings: usize,
+    /// Questions beside each corrected one that are replayed.
+    pub neighbours: usize,
+    /// Other wordings of each built-in prompt that are replayed.
+    pub replay_wordings: usize,
 }
 
 impl Recipe {
     /// What the configuration means for a buffer of `rows` trained rows on this network. Explicit settings are taken as
-    /// they are: with explicit epochs there is no early stop, and `max_steps` does not bound them.
+    /// they are: with explicit epochs there is no early stop, `max_steps` does not bound them, and no question is reworded.
     pub fn resolve(lora: &LoraSection, model: &ModelConfig, rows: usize) -> Recipe {
         let TrainingSection { batch_size, warmup_ratio, weight_decay, max_grad_norm, seed, .. } = lora.training;
         let (steps, stop_at) = match lora.training.epochs {
@@ -115,6 +133,10 @@ impl Recipe {
             replay_weight: REPLAY_WEIGHT,
             pairs: true,
             faults: true,
+            replay_imitates: false,
+            wordings: if stop_at.is_some() { WORDINGS } else { 0 },
+            neighbours: NEIGHBOURS,
+            replay_wordings: if model.is_small() { REPLAY_WORDINGS } else { 0 },
         }
     }
 

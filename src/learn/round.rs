@@ -3,13 +3,14 @@
 //! It holds the training lock from its first look at the store to its last word about the run. It blocks, and can be
 //! cancelled through its courtesy: then its examples stay new.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::canaries::{self, Answered};
+use super::canaries::{self, Answered, REPLAYED};
 use super::compliance;
 use super::fit::{Ending, Fit, Progress, Stopping, Trained};
 use super::gate::{Evidence, Measurements};
@@ -18,11 +19,13 @@ use super::publish::{self, Candidate, Published, publish};
 use super::recipe::{self, Recipe};
 use super::rows::{self, Fault, Lesson, Skipped};
 use super::split::split;
+use super::variations;
 use crate::adapter::peft::{self, LoraSettings};
 use crate::adapter::provenance::Provenance;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::feedback::Example;
+use crate::feedback::example::Origin;
 use crate::fsio::{self, Attempt, Holder, Lock};
 use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
@@ -123,6 +126,8 @@ pub fn lock(paths: &Paths) -> Result<Attempt> {
 struct Material {
     set: TrainingSet,
     trained: Vec<Lesson>,
+    /// What the steps draw from: the trained lessons, then other wordings of their questions.
+    practice: Vec<Lesson>,
     held_out: Vec<Lesson>,
     faults: Vec<Fault>,
     skipped: Vec<Skipped>,
@@ -205,7 +210,22 @@ impl Round<'_> {
             adjust(&mut recipe);
         }
         let faults = mix::admitted(&recipe, rows::faults(self.model, &set.bad)?, trained.len());
-        Ok(Material { set, trained, held_out, faults, skipped, recipe, settings })
+        let practice = self.practice(set.buffer.examples(), &trained, &recipe)?;
+        Ok(Material { set, trained, practice, held_out, faults, skipped, recipe, settings })
+    }
+
+    /// The trained lessons, then other wordings of them; a lesson and its wordings share its weight.
+    fn practice(&self, examples: &[Example], trained: &[Lesson], recipe: &Recipe) -> Result<Vec<Lesson>> {
+        let keys: HashSet<[u8; 32]> = trained.iter().map(|lesson| lesson.key).collect();
+        let (mut questions, mut wordings) = (Vec::new(), Vec::new());
+        for example in examples.iter().filter(|example| keys.contains(&example.content_digest())) {
+            let mut all = variations::of_example(example, &REPLAYED, recipe.wordings, recipe.seed).into_iter();
+            questions.extend(all.next());
+            wordings.extend(all);
+        }
+        // A wording that is too long for the context is no loss: the question itself fits.
+        let lessons = |examples: &[Example]| rows::lessons(self.model, examples).map(|(lessons, _)| lessons);
+        Ok([lessons(&questions)?, lessons(&wordings)?].concat())
     }
 
     /// Everything between the run's first and last entry in the store; `result` gathers what the last one says.
@@ -218,7 +238,7 @@ impl Round<'_> {
         result: &mut RunResult,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Ended> {
-        let (replayed, watched) = self.base_answers(material.set.buffer.examples())?;
+        let (replayed, watched) = self.base_answers(material.set.buffer.examples(), &material.recipe)?;
         let trained = self.fit(&material, &replayed, on_event)?;
         let Material { set, trained: lessons, held_out, skipped, settings, .. } = material;
         let Trained { weights, ending, steps, before, after, curve, .. } = trained;
@@ -288,36 +308,39 @@ impl Round<'_> {
     }
 
     /// The base's own answers: to replay, and to watch.
-    fn base_answers(&self, examples: &[Example]) -> Result<(Vec<Answered>, Vec<Answered>)> {
-        let own = match self.model.network.config().is_small() {
-            true => recipe::SMALL_OWN_PROMPTS,
-            false => recipe::LARGE_OWN_PROMPTS,
+    fn base_answers(&self, examples: &[Example], recipe: &Recipe) -> Result<(Vec<Answered>, Vec<Answered>)> {
+        let (own, neighbours) = match self.model.network.config().is_small() {
+            true => (recipe::SMALL_OWN_PROMPTS, usize::MAX),
+            false => (recipe::LARGE_OWN_PROMPTS, recipe::LARGE_NEIGHBOURS),
         };
-        let own = self.store.unrated_prompts(&self.model.base, own)?;
-        canaries::ordinary(
-            self.model,
-            canaries::part(own),
-            examples.iter().map(|e| e.messages.as_slice()),
-            &self.courtesy,
-        )
+        let (mut replayed, watched) = canaries::part(self.store.unrated_prompts(&self.model.base, own)?);
+        let mut corrected: Vec<&Example> = examples.iter().filter(|e| e.origin == Origin::Correction).collect();
+        corrected.sort_by_key(|e| e.content_digest()); // the first ones are the same whatever came first
+        let beside =
+            corrected.iter().flat_map(|e| variations::beside_example(e, &REPLAYED, recipe.neighbours, recipe.seed));
+        replayed.extend(beside.take(neighbours));
+        let reworded = |prompt| variations::wordings(prompt, &[], recipe.replay_wordings, recipe.seed);
+        replayed.extend(REPLAYED.iter().flat_map(|p| reworded(p)).map(|p| canaries::conversation(&p)));
+        let taught = examples.iter().map(|e| e.messages.as_slice());
+        canaries::ordinary(self.model, (replayed, watched), taught, &self.courtesy)
     }
 
     fn fit(&self, material: &Material, replayed: &[Answered], on_event: &mut dyn FnMut(Event)) -> Result<Trained> {
-        let Material { trained: lessons, held_out, faults, recipe, settings, .. } = material;
+        let Material { trained: lessons, practice, held_out, faults, recipe, settings, .. } = material;
         let network = self.model.network.as_ref();
         let start = peft::init(network, settings, recipe.seed)?;
-        let mut rows: Vec<Row> = lessons.iter().map(|lesson| mix::lesson(lesson, recipe)).collect();
+        let mut rows: Vec<Row> = practice.iter().map(|lesson| mix::lesson(lesson, recipe)).collect();
         let mut beside = Beside::new(recipe, replayed, faults);
         let learner = network.learner(&start, Arc::clone(&self.courtesy))?;
         fill_references(&mut rows, learner.as_ref())?;
         fill_references(&mut beside.rows, learner.as_ref())?;
         drop(learner);
-        let weights: Vec<_> = lessons.iter().map(|l| (l.key, l.weight)).collect();
+        let weights: Vec<_> = practice.iter().map(|l| (l.key, l.weight)).collect();
         let fit = Fit {
             network,
             start,
             rows: &rows,
-            measured: &rows.iter().map(mix::yardstick).collect::<Vec<_>>(),
+            measured: &rows[..lessons.len()].iter().map(mix::yardstick).collect::<Vec<_>>(),
             importance: &lessons.iter().map(|l| l.weight).collect::<Vec<_>>(),
             draws: &recipe.draws(&weights),
             batch: recipe.batch_size,
@@ -337,7 +360,7 @@ impl Round<'_> {
 
 /// What the store and the adapter's provenance say about how it was trained.
 fn parameters(material: &Material) -> Result<Value> {
-    let Material { trained, held_out, faults, recipe, settings, .. } = material;
+    let Material { trained, practice, held_out, faults, recipe, settings, .. } = material;
     let mut parameters = serde_json::to_value(recipe)?;
     let pairs = trained.iter().filter(|lesson| lesson.rejected.is_some()).count();
     let more = json!({
@@ -351,6 +374,7 @@ fn parameters(material: &Material) -> Result<Value> {
         "use_rslora": settings.use_rslora,
         "use_dora": settings.use_dora,
         "rows": trained.len(),
+        "wordings_trained": practice.len() - trained.len(),
         "held_out_rows": held_out.len(),
     });
     if let (Value::Object(parameters), Value::Object(more)) = (&mut parameters, more) {
