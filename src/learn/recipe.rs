@@ -21,7 +21,7 @@ pub const LARGE_LEARNING_RATE: f64 = 2e-4;
 pub const LEARNED: f64 = 0.1;
 /// Rows of a step on which the adapter is held to the base, and what one of them weighs against a trained row.
 pub const REPLAY_ROWS: usize = 8;
-pub const REPLAY_WEIGHT: f64 = 1.0;
+pub const REPLAY_WEIGHT: f64 = 3.0;
 /// Pull to the reference of pairs and bad answers, as in the papers.
 pub const BETA: f64 = 0.1;
 /// Share of the better side's own likelihood in a pair's loss: without it a preference is also met by making both sides
