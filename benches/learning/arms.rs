@@ -49,7 +49,7 @@ pub struct Outcome {
     /// Most memory that the process has held so far, MiB.
     pub peak_mib: Option<f64>,
     #[serde(skip)]
-    pub seen: Vec<Seen>,
+    pub seen: Seen,
 }
 
 /// What a run needs to know.

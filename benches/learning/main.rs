@@ -41,7 +41,7 @@ struct Options {
     /// Try other recipes: the built-in list, or these (`auto`, `rate=2e-3,wordings=12`, …).
     #[arg(long, value_name = "SETTINGS", num_args = 0..)]
     search: Option<Vec<String>>,
-    /// Print every answer to a taught, paraphrased or near prompt.
+    /// Print every answer to a taught, paraphrased or near prompt, and the unrelated ones that have changed.
     #[arg(long)]
     answers: bool,
     /// Another model than the built-in one, as a folder.
@@ -80,7 +80,15 @@ fn main() -> Result<()> {
             bench.run(arm, seed, &draw, variant, &mut |outcome| {
                 println!("{}", line(name, &outcome));
                 if options.answers {
-                    outcome.seen.iter().for_each(|s| println!("  {} {:?} → {:?}", mark(s), s.prompt, s.answer));
+                    outcome.seen.answers.iter().for_each(|s| println!("  {} {:?} → {:?}", mark(s), s.prompt, s.answer));
+                    for c in &outcome.seen.changed {
+                        let [old, new] = c.base;
+                        let (prompt, before, after) = (&c.prompt, &c.before, &c.after);
+                        println!(
+                            "  unrelated, CHANGED at {} ({old:.3}, {new:.3}) {prompt:?}: {before:?} → {after:?}",
+                            c.at
+                        );
+                    }
                 }
                 results.push((name.to_string(), outcome));
             })?;
@@ -146,7 +154,7 @@ fn line(name: &str, o: &Outcome) -> String {
     format!("| {} |", cells.join(" | "))
 }
 
-fn mark(seen: &measure::Seen) -> &'static str {
+fn mark(seen: &measure::Answer) -> &'static str {
     match (seen.what, seen.obeyed) {
         ("near", true) => "near, WRONGLY",
         ("near", false) => "near, rightly not",

@@ -121,10 +121,16 @@ impl<'m> Asker<'m> {
     }
 }
 
-/// One answer that was looked at, for those who want to read along.
-#[derive(Debug, Clone, Serialize)]
+/// What was looked at, for those who want to read along.
+#[derive(Debug, Clone, Default)]
 pub struct Seen {
-    pub task: String,
+    /// All answers to taught, paraphrased and near prompts.
+    pub answers: Vec<Answer>,
+    pub changed: Vec<Changed>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Answer {
     pub what: &'static str,
     pub prompt: String,
     pub answer: String,
@@ -138,7 +144,7 @@ pub fn figures(
     taught: &[Task],
     first: usize,
     unrelated: &[Answered],
-) -> Result<(Figures, Vec<Seen>)> {
+) -> Result<(Figures, Seen)> {
     let mut prompts: Vec<(&Task, &'static str, &str)> = Vec::new();
     for task in taught {
         prompts.push((task, "taught", &task.question));
@@ -146,9 +152,8 @@ pub fn figures(
         prompts.extend(task.near.iter().map(|p| (task, "near", p.as_str())));
     }
     let answers = asker.say(&prompts.iter().map(|(_, _, p)| *p).collect::<Vec<_>>(), adapter)?;
-    let seen: Vec<Seen> = (prompts.iter().zip(answers))
-        .map(|((task, what, prompt), answer)| Seen {
-            task: task.id.clone(),
+    let seen: Vec<Answer> = (prompts.iter().zip(answers))
+        .map(|((task, what, prompt), answer)| Answer {
             what,
             prompt: prompt.to_string(),
             obeyed: task.is_obeyed(&answer),
@@ -166,7 +171,40 @@ pub fn figures(
         unchanged: Share::count(unrelated.iter().zip(&after).map(|(a, b)| (&a.answer, a.end) == (&b.answer, b.end))),
         kl: adapter.map_or(Ok(0.0), |adapter| divergence(asker, adapter, unrelated))?,
     };
-    Ok((figures, seen))
+    let changed: Vec<Changed> = unrelated
+        .iter()
+        .zip(&after)
+        .filter_map(|(a, b)| changed(asker.model, a, b).transpose())
+        .collect::<Result<_>>()?;
+    Ok((figures, Seen { answers: seen, changed }))
+}
+
+/// An unrelated answer that is another one now, and how sure the base was where the two part.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    pub prompt: String,
+    pub before: String,
+    pub after: String,
+    /// Position of the first other token, counted from 0, and the base's probabilities there: of its own token, of the new one.
+    pub at: usize,
+    pub base: [f32; 2],
+}
+
+fn changed(model: &Model, before: &Answered, after: &Answered) -> Result<Option<Changed>> {
+    let whole = |a: &Answered| -> Vec<u32> { a.answer.iter().copied().chain(a.end).collect() };
+    let (old, new) = (whole(before), whole(after));
+    let Some(at) = (0..old.len().max(new.len())).find(|i| old.get(*i) != new.get(*i)) else { return Ok(None) };
+    let logits = model.network.decoder(None)?.forward(&[&before.prompt, &old[..at]].concat())?;
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = logits.iter().map(|l| (l - greatest).exp()).sum();
+    let probability = |id: Option<&u32>| id.map_or(f32::NAN, |id| (logits[*id as usize] - greatest).exp() / sum);
+    Ok(Some(Changed {
+        prompt: model.tokenizer.decode(&before.prompt),
+        before: model.tokenizer.decode(&before.answer),
+        after: model.tokenizer.decode(&after.answer),
+        at,
+        base: [probability(old.get(at)), probability(new.get(at))],
+    }))
 }
 
 /// KL(base ‖ adapter) over all tokens of the base's answers.
