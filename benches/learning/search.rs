@@ -6,7 +6,7 @@ use finch::learn::recipe::Recipe;
 use finch::model::lora::Target;
 
 /// One number each; the first one is what finch does.
-pub const TRIALS: [&str; 27] = [
+pub const TRIALS: [&str; 29] = [
     "auto",
     "pairs=off",
     "rate=5e-4",
@@ -14,6 +14,8 @@ pub const TRIALS: [&str; 27] = [
     "batch=8",
     "stop=0.05",
     "stop=0.2",
+    "settle=0",
+    "settle=40",
     "steps=150",
     "steps=600",
     "replay-rows=0",
@@ -103,6 +105,7 @@ fn set_config(config: &mut Config, key: &str, value: &str) -> Result<bool> {
 fn set_recipe(recipe: &mut Recipe, key: &str, value: &str) -> Result<bool> {
     match key {
         "stop" => recipe.stop_at = Some(value.parse()?),
+        "settle" => recipe.settle = value.parse()?,
         "replay-rows" => recipe.replay_rows = value.parse()?,
         "replay-weight" => recipe.replay_weight = value.parse()?,
         "replay" => recipe.replay_imitates = value == "rows",

@@ -175,7 +175,7 @@ impl Training {
             beside: &beside,
             held_out: &self.held_out,
             plan: self.recipe.plan(),
-            stopping: Stopping { learned: self.recipe.stop_at, patience },
+            stopping: Stopping { learned: self.recipe.stop_at, settle: self.recipe.settle, patience },
             threads,
             courtesy,
         };

@@ -3,6 +3,7 @@
 //! The steps themselves are [`crate::train::run`]'s. Nothing here knows where the rows come from or what becomes of the
 //! weights.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,9 @@ use crate::model::{Learner, Network};
 use crate::train::lanes::Lanes;
 use crate::train::row::Row;
 use crate::train::run::{Plan, State, StepReport, Then, train};
+
+/// Steps between two looks at whether the rows are learned, at least.
+const LOOK_STEPS: usize = 10;
 
 /// One training to do; every number is resolved.
 pub struct Fit<'a> {
@@ -45,8 +49,10 @@ pub struct Fit<'a> {
 /// When a training may end before its last step; the default is never.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stopping {
-    /// After the warm-up, at the end of an epoch in which every row's loss is at most this.
+    /// After the warm-up, when every row's loss is at most this.
     pub learned: Option<f64>,
+    /// Steps that are still taken then, at a rate that falls to zero.
+    pub settle: usize,
     /// When the held-out loss has not improved for so many epochs. The state with the best held-out loss is then kept,
     /// also where all steps were taken. Without held-out rows it means nothing.
     pub patience: Option<usize>,
@@ -124,7 +130,7 @@ impl Fit<'_> {
         let before = meter.measure(&self.start.data)?;
         let mut keeper = Keeper { stopping: self.stopping, warmup: self.plan.schedule.warmup, best: None, worse: 0 };
         let mut state = State::new(self.start.data.clone(), self.plan.weight_decay);
-        let (mut curve, mut ending) = (Vec::new(), Ending::Complete);
+        let (mut curve, stopped) = (Vec::new(), Cell::new(None));
 
         let mut batch = |step: usize| -> Vec<&Row> {
             let drawn = self.draws[step * self.batch..][..self.batch].iter().map(|i| &self.rows[*i]);
@@ -135,19 +141,21 @@ impl Fit<'_> {
             let progress = self.progress(report, started);
             curve.push(report.clone());
             on_step(report, &progress)?;
-            if !self.ends_epoch(report.step) {
+            if stopped.get().is_some() || !self.is_measured(report.step) {
                 return Ok(Then::GoOn);
             }
-            Ok(match keeper.consider(report.step, params, meter.measure(params)?) {
-                None => Then::GoOn,
-                Some(reason) => {
-                    ending = reason;
-                    Then::Stop
-                }
-            })
+            stopped.set(keeper.consider(report.step, params, meter.measure(params)?));
+            Ok(if stopped.get().is_some() { Then::Stop } else { Then::GoOn })
         };
-        let trained = train(learner.as_mut(), &lanes, &mut state, &self.plan, &self.courtesy, &mut batch, &mut after);
-        let mut last = None;
+        let mut steps = |state: &mut State, plan: &Plan| {
+            train(learner.as_mut(), &lanes, state, plan, &self.courtesy, &mut batch, &mut after)
+        };
+        let mut trained = steps(&mut state, &self.plan);
+        if trained.is_ok() && stopped.get() == Some(Ending::Learned) {
+            let schedule = self.plan.schedule.settling(state.step, self.stopping.settle);
+            trained = steps(&mut state, &Plan { schedule, ..self.plan.clone() });
+        }
+        let (mut ending, mut last) = (stopped.get().unwrap_or(Ending::Complete), None);
         match trained {
             Ok(()) => match keeper.figures_of(state.step) {
                 Some(figures) => last = Some(figures),
@@ -176,6 +184,15 @@ impl Fit<'_> {
         match self.measured.is_empty() || self.batch == 0 || !measurable {
             false if drawn && joined => Ok(()),
             _ => Err(Error::failure("a training was asked for without rows for each of its steps")),
+        }
+    }
+
+    /// Whether the state after this step, counted from 1, is measured.
+    fn is_measured(&self, step: usize) -> bool {
+        match self.stopping.learned {
+            // As often as the measuring, a step of so many rows, stays cheap beside the steps between.
+            Some(_) => step.is_multiple_of(self.measured.len().max(LOOK_STEPS)),
+            None => self.ends_epoch(step),
         }
     }
 
@@ -362,7 +379,7 @@ mod tests {
 
     #[test]
     fn rows_are_learned_and_then_it_stops() {
-        let stopping = Stopping { learned: Some(2.5), patience: None };
+        let stopping = Stopping { learned: Some(2.5), patience: None, settle: 0 };
         let bench = Bench { stopping, ..Bench::new(rows(3), 200) };
         let trained = bench.trained();
         assert_eq!(trained.ending, Ending::Learned);
@@ -371,6 +388,19 @@ mod tests {
         assert!(after.rows.iter().all(|loss| *loss <= 2.5), "{after:?}");
         assert!(trained.before.rows.iter().all(|loss| *loss > 2.5), "{:?}", trained.before);
         assert_eq!(trained.curve.len(), trained.steps);
+    }
+
+    #[test]
+    fn what_is_learned_settles_at_a_falling_rate() {
+        let stopping = Stopping { learned: Some(2.5), patience: None, settle: 0 };
+        let bench = Bench { stopping, ..Bench::new(rows(3), 200) };
+        let at_once = bench.trained();
+        let settled = Bench { stopping: Stopping { settle: 4, ..stopping }, ..bench }.trained();
+        assert_eq!((settled.ending, settled.steps), (Ending::Learned, at_once.steps + 4));
+        assert_eq!(settled.kept_step, settled.steps);
+        let rates: Vec<f64> = settled.curve[at_once.steps..].iter().map(|step| step.learning_rate / 5e-3).collect();
+        assert!(rates.iter().zip([0.8, 0.6, 0.4, 0.2]).all(|(rate, line)| (rate - line).abs() < 1e-9), "{rates:?}");
+        assert!(settled.after.unwrap().loss < at_once.after.unwrap().loss);
     }
 
     #[test]
@@ -431,7 +461,7 @@ mod tests {
         assert_eq!((last.ending, last.kept_step), (Ending::Complete, 60), "without patience the last step is kept");
 
         let run = |patience| {
-            let stopping = Stopping { learned: None, patience: Some(patience) };
+            let stopping = Stopping { learned: None, patience: Some(patience), settle: 0 };
             Bench { stopping, held_out: bench.held_out.clone(), rate: 2e-2, ..Bench::new(rows(2), 60) }.trained()
         };
         let best = run(1000);

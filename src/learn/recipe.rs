@@ -19,6 +19,8 @@ pub const SMALL_LEARNING_RATE: f64 = 2e-3;
 pub const LARGE_LEARNING_RATE: f64 = 2e-4;
 /// `auto` trains until every trained completion is at most at this, in nat a token.
 pub const LEARNED: f64 = 0.1;
+/// Steps that are still taken then, at a rate that falls to zero: what the last large steps happened to move comes to rest.
+pub const SETTLE: usize = 20;
 /// Rows of a step on which the adapter is held to the base, and what one of them weighs against a trained row.
 pub const REPLAY_ROWS: usize = 8;
 pub const REPLAY_WEIGHT: f64 = 3.0;
@@ -83,6 +85,8 @@ pub struct Recipe {
     pub schedule: Shape,
     /// Stop when every row's loss is at most this, in nat a token; `None`: take all steps.
     pub stop_at: Option<f64>,
+    /// Steps that are still taken then, at a rate that falls to zero.
+    pub settle: usize,
     pub weight_decay: f64,
     /// 0 is off.
     pub max_grad_norm: f64,
@@ -125,6 +129,7 @@ impl Recipe {
             warmup_steps: warmup_steps(warmup_ratio, steps),
             schedule: lora.training.schedule,
             stop_at,
+            settle: SETTLE,
             weight_decay,
             max_grad_norm,
             dropout: lora.dropout,

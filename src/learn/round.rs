@@ -347,7 +347,7 @@ impl Round<'_> {
             beside: &beside,
             held_out: &held_out.iter().map(|l| Row::imitate(l.tokens.clone(), 1.0)).collect::<Vec<_>>(),
             plan: recipe.plan(),
-            stopping: Stopping { learned: recipe.stop_at, patience: None },
+            stopping: Stopping { learned: recipe.stop_at, settle: recipe.settle, patience: None },
             threads: self.threads,
             courtesy: Arc::clone(&self.courtesy),
         };

@@ -30,6 +30,14 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// How a training that has taken `step` steps (one at least) ends in `steps` more, none beyond its total: the rate
+    /// falls in a line from where it stands.
+    pub fn settling(&self, step: usize, steps: usize) -> Schedule {
+        let last = step.saturating_sub(1);
+        let total = self.total.min(step.saturating_add(steps));
+        Schedule { shape: Shape::Linear, peak: self.rate(last), warmup: last, total }
+    }
+
     /// Learning rate of step `k`, counted from 0; with a warm-up the first step has rate 0.
     pub fn rate(&self, k: usize) -> f64 {
         if k < self.warmup {
@@ -72,6 +80,15 @@ mod tests {
         assert_eq!(s(Shape::Linear).rate(4), 0.5);
         assert_eq!(s(Shape::Linear).rate(6), 0.0);
         assert_eq!(s(Shape::Constant).rate(5), 1.0);
+    }
+
+    #[test]
+    fn settling_goes_on_from_todays_rate_towards_zero() {
+        let s = Schedule { shape: Shape::Constant, peak: 1.0, warmup: 2, total: 10 };
+        let settling = s.settling(5, 3);
+        assert_eq!((5..8).map(|k| settling.rate(k)).collect::<Vec<_>>(), [0.75, 0.5, 0.25]);
+        assert_eq!((settling.total, s.settling(9, 3).total), (8, 10), "never more steps than there were to be");
+        assert_eq!(s.settling(1, 3).rate(1), 0.0, "stopped in the warm-up, at a rate of 0");
     }
 
     #[test]
