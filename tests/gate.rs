@@ -14,8 +14,8 @@ use runs::{Ground, Kind};
 
 /// The most steps of a training.
 const STEPS: usize = 50;
-/// The two that are caught most easily.
-const LEFT_OUT: [Kind; 2] = [Kind::LearningRate, Kind::Shuffled];
+/// Those that are caught most easily.
+const LEFT_OUT: [Kind; 3] = [Kind::LearningRate, Kind::Shuffled, Kind::OneRow];
 
 #[test]
 fn no_spoiled_training_goes_live_and_a_healthy_one_does() {
