@@ -5,7 +5,7 @@
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, D, Layout, MetalStorage, Result, Shape, Tensor, bail};
 
-use super::ops::{cpu_value, cuda_value, metal_value};
+use super::ops::{cpu_value, cuda_value, matmul, metal_value};
 
 /// Most scores held at once.
 const SCORES: usize = 1 << 22;
@@ -78,7 +78,7 @@ impl Blocks<'_> {
         let kv_heads = self.k.dim(0)?;
         let q = by_kv_head(&self.q.narrow(0, start, len)?, kv_heads)?.affine(self.scale()?, 0.0)?;
         let (k, v) = (self.k.narrow(1, 0, seen)?, self.v.narrow(1, 0, seen)?);
-        let mut scores = q.matmul(&k.t()?)?;
+        let mut scores = matmul(&q, &k.t()?)?;
         if len > 1 {
             let grouped = scores.dims3()?;
             let mask = causal_mask(len, seen, q.device())?.to_dtype(scores.dtype())?;
@@ -92,7 +92,7 @@ impl Blocks<'_> {
 impl Scored {
     /// `[len, heads, head_dim]`
     fn mix(&self) -> Result<Tensor> {
-        by_token(&self.p.matmul(&self.v)?, self.len)
+        by_token(&matmul(&self.p, &self.v)?, self.len)
     }
 }
 
@@ -160,11 +160,11 @@ impl CustomOp3 for Attention {
         for block in fixed.blocks()? {
             let Scored { q, k, v, p, len } = fixed.score(block)?;
             let d_mixed = by_kv_head(&grad.narrow(0, block.start, len)?, kv_heads)?;
-            let dp = d_mixed.matmul(&v.t()?)?;
+            let dp = matmul(&d_mixed, &v.t()?)?;
             let along = (&dp * &p)?.sum_keepdim(D::Minus1)?;
             let ds = (dp.broadcast_sub(&along)? * &p)?;
-            dq.push(by_token(&ds.matmul(&k)?.affine(fixed.scale()?, 0.0)?, len)?);
-            for (sum, part) in [(&mut dk, ds.t()?.matmul(&q)?), (&mut dv, p.t()?.matmul(&d_mixed)?)] {
+            dq.push(by_token(&matmul(&ds, &k)?.affine(fixed.scale()?, 0.0)?, len)?);
+            for (sum, part) in [(&mut dk, matmul(&ds.t()?, &q)?), (&mut dv, matmul(&p.t()?, &d_mixed)?)] {
                 let part = part.pad_with_zeros(1, 0, all - block.seen)?; // later keys are not seen
                 *sum = Some(match sum.take() {
                     Some(sum) => (sum + part)?,

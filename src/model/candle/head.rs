@@ -80,13 +80,13 @@ impl HeadBackward<'_> {
             let index = Tensor::from_slice(&self.targets[start..start + len], (len, 1), device)?;
             let d_logits = d_logits.scatter_add(&index, &d_logprob, 1)?;
             if self.head_trains {
-                let part = d_logits.t()?.matmul(&hidden)?;
+                let part = ops::matmul(&d_logits.t()?, &hidden)?;
                 d_head = Some(match d_head {
                     Some(sum) => (sum + part)?,
                     None => part,
                 });
             }
-            d_hidden.push(d_logits.matmul(&head)?);
+            d_hidden.push(ops::matmul(&d_logits, &head)?);
         }
         Ok(HeadGrad { hidden: Tensor::cat(&d_hidden, 0)?, head: d_head })
     }

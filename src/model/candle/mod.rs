@@ -16,6 +16,7 @@ mod decode;
 #[cfg(test)]
 mod dora_tests;
 mod forward;
+mod gemm;
 mod head;
 mod learn;
 mod ops;

@@ -9,6 +9,8 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, D, Layout, MetalStorage, Result, Shape, Storage, Tensor, bail,
 };
 
+use super::gemm;
+
 /// x · Wᵀ, for x `[tokens, in]` and W `[out, in]`.
 ///
 /// A frozen W gets no gradient: half of a matmul's backward is saved and nothing is kept for it.
@@ -20,16 +22,41 @@ pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// (batch, m, n, k) of x · Wᵀ, the layout of Wᵀ, and the shape of the product.
-type Product = ((usize, usize, usize, usize), Layout, Shape);
+/// a · b for `[…, m, k]` and `[…, k, n]`, without a graph.
+pub fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    a.apply_op2_no_bwd(b, &Matmul)
+}
 
-fn product(x: &Layout, weight: &Layout) -> Result<Product> {
-    let (tokens, inner) = x.shape().dims2()?;
-    let (out, k) = weight.shape().dims2()?;
-    if inner != k {
-        bail!("linear: {inner} values meet a weight made for {k}")
+/// (batch, m, n, k) of a · b, and the shape of the product, for devices with kernels of candle's.
+fn dimensions(a: &Layout, b: &Layout) -> Result<((usize, usize, usize, usize), Shape)> {
+    let (&[.., m, k], &[.., inner, n]) = (a.dims(), b.dims()) else { bail!("a product of less than matrices") };
+    let batch = &a.dims()[..a.dims().len() - 2];
+    if inner != k || batch != &b.dims()[..b.dims().len() - 2] {
+        bail!("a product of {:?} and {:?}", a.dims(), b.dims())
     }
-    Ok(((1, tokens, out, k), weight.transpose(0, 1)?, Shape::from((tokens, out))))
+    Ok(((batch.iter().product(), m, n, k), Shape::from([batch, &[m, n]].concat())))
+}
+
+struct Matmul;
+
+impl CustomOp2 for Matmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
+        gemm::product(a, la, b, lb)
+    }
+
+    fn cuda_fwd(&self, a: &CudaStorage, la: &Layout, b: &CudaStorage, lb: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (bmnk, shape) = dimensions(la, lb)?;
+        Ok((a.matmul(b, bmnk, la, lb)?, shape))
+    }
+
+    fn metal_fwd(&self, a: &MetalStorage, la: &Layout, b: &MetalStorage, lb: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (bmnk, shape) = dimensions(la, lb)?;
+        Ok((a.matmul(b, bmnk, la, lb)?, shape))
+    }
 }
 
 /// x · Wᵀ with both gradients, that of W in W's own layout (a matmul's would have to be transposed).
@@ -41,23 +68,19 @@ impl CustomOp2 for TrainedLinear {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (bmnk, w_t, shape) = product(lx, lw)?;
-        Ok((x.matmul(w, bmnk, lx, &w_t)?, shape))
+        Matmul.cpu_fwd(x, lx, w, &lw.transpose(0, 1)?)
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, lx: &Layout, w: &CudaStorage, lw: &Layout) -> Result<(CudaStorage, Shape)> {
-        let (bmnk, w_t, shape) = product(lx, lw)?;
-        Ok((x.matmul(w, bmnk, lx, &w_t)?, shape))
+        Matmul.cuda_fwd(x, lx, w, &lw.transpose(0, 1)?)
     }
 
     fn metal_fwd(&self, x: &MetalStorage, lx: &Layout, w: &MetalStorage, lw: &Layout) -> Result<(MetalStorage, Shape)> {
-        let (bmnk, w_t, shape) = product(lx, lw)?;
-        Ok((x.matmul(w, bmnk, lx, &w_t)?, shape))
+        Matmul.metal_fwd(x, lx, w, &lw.transpose(0, 1)?)
     }
 
     fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (x, w) = (x.detach(), w.detach()); // no graph of the gradient
-        Ok((Some(grad.matmul(&w)?), Some(grad.t()?.matmul(&x)?)))
+        Ok((Some(matmul(grad, w)?), Some(matmul(&grad.t()?, x)?)))
     }
 }
 
@@ -73,33 +96,30 @@ impl CustomOp1 for FrozenLinear {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (weight, weight_layout) = self.weight.storage_and_layout();
-        let (bmnk, weight_t, shape) = product(layout, weight_layout)?;
         match &*weight {
-            Storage::Cpu(w) => Ok((storage.matmul(w, bmnk, layout, &weight_t)?, shape)),
+            Storage::Cpu(w) => TrainedLinear.cpu_fwd(storage, layout, w, weight_layout),
             _ => bail!("linear: the weight is on another device than its input"),
         }
     }
 
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let (weight, weight_layout) = self.weight.storage_and_layout();
-        let (bmnk, weight_t, shape) = product(layout, weight_layout)?;
         match &*weight {
-            Storage::Cuda(w) => Ok((storage.matmul(w, bmnk, layout, &weight_t)?, shape)),
+            Storage::Cuda(w) => TrainedLinear.cuda_fwd(storage, layout, w, weight_layout),
             _ => bail!("linear: the weight is on another device than its input"),
         }
     }
 
     fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
         let (weight, weight_layout) = self.weight.storage_and_layout();
-        let (bmnk, weight_t, shape) = product(layout, weight_layout)?;
         match &*weight {
-            Storage::Metal(w) => Ok((storage.matmul(w, bmnk, layout, &weight_t)?, shape)),
+            Storage::Metal(w) => TrainedLinear.metal_fwd(storage, layout, w, weight_layout),
             _ => bail!("linear: the weight is on another device than its input"),
         }
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad.matmul(&self.weight)?))
+        Ok(Some(matmul(grad, &self.weight)?))
     }
 }
 
