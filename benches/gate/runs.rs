@@ -19,6 +19,7 @@ use finch::model::load::Model;
 use finch::model::message::Message;
 use finch::paths::Paths;
 use finch::store::Store;
+use finch::train::lanes::Lanes;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -105,8 +106,9 @@ impl Ground {
         let taught = file.lesson;
         let mut own = BTreeMap::new();
         let questions = taught.iter().flat_map(|t| std::iter::once(&t.question).chain(&t.paraphrases));
+        let lanes = Lanes::shared(64);
         for question in questions.cloned().chain(PRAISED.map(String::from)) {
-            let answered = canaries::answer(&model, &[conversation(&question)], 64, &Courtesy::default())?;
+            let answered = canaries::answer(&model, &[conversation(&question)], 64, &lanes, &Courtesy::default())?;
             own.insert(question, model.tokenizer.decode(&answered[0].answer));
         }
         Ok(Ground { model, taught, own, steps })

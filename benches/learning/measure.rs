@@ -1,7 +1,6 @@
 //! What an adapter does to the answers: every figure comes from greedy decoding or from the network's own KL.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use finch::learn::canaries::{Answered, answer, answer_again, conversation};
@@ -60,28 +59,35 @@ pub struct Figures {
 pub struct Asker<'m> {
     pub model: &'m Model,
     pub threads: usize,
-    pools: Vec<rayon::ThreadPool>,
+    lanes: Lanes,
 }
 
 impl<'m> Asker<'m> {
     pub fn new(model: &'m Model, threads: usize) -> Result<Asker<'m>> {
-        let pool = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build().context("a thread");
-        Ok(Asker { model, threads, pools: (0..threads.max(1)).map(pool).collect::<Result<_>>()? })
+        Ok(Asker { model, threads, lanes: Lanes::for_network(model.network.config(), threads)? })
+    }
+
+    /// The base's answers of at most `tokens`, in the order of the prompts.
+    fn answers(&self, prompts: &[&str], tokens: usize) -> Result<Vec<Answered>> {
+        let here = Lanes::shared(tokens); // the thread that it is called from
+        let all = self.lanes.map(prompts.len(), |i| {
+            let prompt = conversation(prompts[i]);
+            Ok(answer(self.model, &[prompt], tokens, &here, &Courtesy::default())?.pop())
+        })?;
+        all.into_iter().collect::<Option<_>>().context("a prompt too long for the model")
     }
 
     /// The base's answers, in the order of the prompts.
     pub fn base(&self, prompts: &[&str]) -> Result<Vec<Answered>> {
-        self.each(prompts, |prompt| {
-            let all = answer(self.model, &[conversation(prompt)], LONGEST, &Courtesy::default())?;
-            all.into_iter().next().context("a prompt too long for the model")
-        })
+        self.answers(prompts, LONGEST)
     }
 
     /// What the model with `adapter` says to the prompts that the base answered so.
     pub fn again(&self, before: &[Answered], adapter: Option<&LoraWeights>) -> Result<Vec<Answered>> {
         let Some(adapter) = adapter else { return Ok(before.to_vec()) };
         let (network, ends) = (self.model.network.as_ref(), &self.model.generation.eos);
-        self.each(before, |a| Ok(answer_again(network, adapter, a, LONGEST, ends, &Courtesy::default())?))
+        let again = |i: usize| answer_again(network, adapter, &before[i], LONGEST, ends, &Courtesy::default());
+        Ok(self.lanes.map(before.len(), again)?)
     }
 
     /// What the model with `adapter` says.
@@ -89,35 +95,9 @@ impl<'m> Asker<'m> {
         let before = match adapter {
             None => self.base(prompts)?,
             // The prompts' ids are all that matters of the base's answers.
-            Some(_) => self.each(prompts, |prompt| {
-                let all = answer(self.model, &[conversation(prompt)], 1, &Courtesy::default())?;
-                all.into_iter().next().context("a prompt too long for the model")
-            })?,
+            Some(_) => self.answers(prompts, 1)?,
         };
         Ok(self.again(&before, adapter)?.iter().map(|a| self.model.tokenizer.decode(&a.answer)).collect())
-    }
-
-    fn each<I: Sync, O: Send>(&self, items: &[I], work: impl Fn(&I) -> Result<O> + Sync) -> Result<Vec<O>> {
-        let next = AtomicUsize::new(0);
-        let run = |pool: &rayon::ThreadPool| -> Result<Vec<(usize, O)>> {
-            let mut done = Vec::new();
-            loop {
-                let i = next.fetch_add(1, Ordering::SeqCst);
-                let Some(item) = items.get(i) else { return Ok(done) };
-                done.push((i, pool.install(|| work(item))?));
-            }
-        };
-        let run = &run;
-        let lanes: Vec<Result<Vec<(usize, O)>>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = self.pools.iter().map(|pool| scope.spawn(move || run(pool))).collect();
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))).collect()
-        });
-        let mut all = Vec::with_capacity(items.len());
-        for lane in lanes {
-            all.extend(lane?);
-        }
-        all.sort_by_key(|(i, _)| *i);
-        Ok(all.into_iter().map(|(_, o)| o).collect())
     }
 }
 

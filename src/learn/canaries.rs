@@ -14,6 +14,7 @@ use crate::model::message::{Message, Role};
 use crate::model::sampling::{Sampler, Sampling};
 use crate::model::{Decoder, Network, Tokens};
 use crate::train::chat::ChatFormat;
+use crate::train::lanes::Lanes;
 use crate::words::{is_common, words};
 
 use super::recipe;
@@ -242,12 +243,13 @@ pub fn ordinary<'a>(
     model: &Model,
     own: (Vec<Vec<Message>>, Vec<Vec<Message>>),
     taught: impl Iterator<Item = &'a [Message]> + Clone,
+    lanes: &Lanes,
     courtesy: &Courtesy,
 ) -> Result<(Vec<Answered>, Vec<Answered>)> {
     let config = model.network.config();
     let answers_to = |prompts: &[Vec<Message>]| -> Result<Vec<(Asked, Answered)>> {
         let questions: HashMap<_, _> = prompts.iter().map(|p| (prompt_digest(p), Question::of(p))).collect();
-        let answers = answer(model, prompts, recipe::answer_tokens(config), courtesy)?;
+        let answers = answer(model, prompts, recipe::answer_tokens(config), lanes, courtesy)?;
         let with_question = |answered: Answered| {
             let question = questions.get(&answered.key)?.clone();
             Some((Asked { question, said: Question::of_text(&model.tokenizer.decode(&answered.answer)) }, answered))
@@ -279,23 +281,26 @@ pub fn answer(
     model: &Model,
     prompts: &[Vec<Message>],
     max_tokens: usize,
+    lanes: &Lanes,
     courtesy: &Courtesy,
 ) -> Result<Vec<Answered>> {
     let mut sorted: Vec<([u8; 32], &Vec<Message>)> = prompts.iter().map(|p| (prompt_digest(p), p)).collect();
     sorted.sort_by_key(|(key, _)| *key);
     sorted.dedup_by_key(|(key, _)| *key);
     let format = ChatFormat::of(model)?;
-    let mut answered = Vec::with_capacity(sorted.len());
+    let mut prompts = Vec::with_capacity(sorted.len());
     for (key, messages) in sorted {
         let prompt = format.prompt(messages, model.default_thinking())?;
-        if prompt.len() + max_tokens > model.network.config().context {
-            continue;
+        if prompt.len() + max_tokens <= model.network.config().context {
+            prompts.push((key, prompt));
         }
+    }
+    lanes.map(prompts.len(), |i| {
+        let (key, prompt) = prompts[i].clone();
         let mut decoder = model.network.decoder(None)?;
         let (answer, end) = greedy(decoder.as_mut(), &prompt, max_tokens, &model.generation.eos, courtesy)?;
-        answered.push(Answered { key, prompt, answer, end });
-    }
-    Ok(answered)
+        Ok(Answered { key, prompt, answer, end })
+    })
 }
 
 /// As the base answered, `network` with `adapter` answers again.
@@ -383,10 +388,11 @@ mod tests {
     fn answers_are_the_bases_own_and_sorted_by_content() {
         let model = testing::model(7);
         let prompts: Vec<_> = ["a", "b", "c", "a"].map(conversation).to_vec();
-        let answered = answer(&model, &prompts, 6, &Courtesy::default()).unwrap();
+        let lanes = Lanes::new(2, 64).unwrap();
+        let answered = answer(&model, &prompts, 6, &lanes, &Courtesy::default()).unwrap();
         assert_eq!(answered.len(), 3, "once each");
         let backwards: Vec<_> = prompts.iter().rev().cloned().collect();
-        assert_eq!(answer(&model, &backwards, 6, &Courtesy::default()).unwrap(), answered);
+        assert_eq!(answer(&model, &backwards, 6, &lanes, &Courtesy::default()).unwrap(), answered);
         for a in &answered {
             // Token by token, without a cache between them.
             let mut ids = a.prompt.clone();
@@ -405,13 +411,14 @@ mod tests {
     fn a_prompt_without_room_for_an_answer_is_left_out() {
         let model = testing::model(7);
         let long = conversation(&"x".repeat(model.network.config().context));
-        assert!(answer(&model, &[long], 6, &Courtesy::default()).unwrap().is_empty());
+        assert!(answer(&model, &[long], 6, &Lanes::shared(64), &Courtesy::default()).unwrap().is_empty());
     }
 
     #[test]
     fn a_cancelled_training_stops_answering() {
         let courtesy = Courtesy::default();
         courtesy.cancel();
-        assert!(answer(&testing::model(7), &[conversation("a")], 6, &courtesy).unwrap_err().is_interrupted());
+        let lanes = Lanes::shared(64);
+        assert!(answer(&testing::model(7), &[conversation("a")], 6, &lanes, &courtesy).unwrap_err().is_interrupted());
     }
 }

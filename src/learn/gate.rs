@@ -146,7 +146,7 @@ pub fn inspect(
     let (new, live, base) = (gauge(Some(&saved))?, gauge(evidence.live.as_ref())?, gauge(None)?);
     held_out(&mut report, evidence, &new, &live, &base)?;
     corrections(&mut report, evidence, &new, &live)?;
-    canaries(&mut report, evidence, &new, network.config())?;
+    canaries(&mut report, evidence, &new, &lanes, network.config())?;
     Ok(report)
 }
 
@@ -191,7 +191,7 @@ fn corrections(report: &mut Report, evidence: &Evidence, new: &Gauge, live: &Gau
 }
 
 /// Measurements 3 and 4, second half: ordinary prompts.
-fn canaries(report: &mut Report, evidence: &Evidence, new: &Gauge, config: &ModelConfig) -> Result<()> {
+fn canaries(report: &mut Report, evidence: &Evidence, new: &Gauge, lanes: &Lanes, config: &ModelConfig) -> Result<()> {
     if let Some((kl, worst)) = divergence(new, evidence.watched)? {
         (report.measured.kl, report.measured.kl_worst) = (Some(kl), Some(worst));
         let said = format!("unrelated answers change: KL {kl:.3} nat a token on ordinary prompts");
@@ -201,11 +201,12 @@ fn canaries(report: &mut Report, evidence: &Evidence, new: &Gauge, config: &Mode
             report.warnings.push(format!("{said}, above {KL_WARN}"));
         }
     }
-    let mut orderly = 0;
-    for before in evidence.watched {
+    let in_order = lanes.map(evidence.watched.len(), |i| {
+        let before = &evidence.watched[i];
         let (answer, end) = new.answer(&before.prompt, answer_tokens(config), evidence.ends)?;
-        orderly += usize::from(stays_in_order(before, &Answered { answer, end, ..before.clone() }));
-    }
+        Ok(stays_in_order(before, &Answered { answer, end, ..before.clone() }))
+    })?;
+    let orderly = in_order.into_iter().filter(|orderly| *orderly).count();
     let of = evidence.watched.len();
     report.measured.canaries = (of > 0).then_some((orderly, of));
     if (orderly as f64) < ORDERLY_MIN * of as f64 {

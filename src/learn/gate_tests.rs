@@ -7,6 +7,7 @@ use crate::adapter::peft::{Adapter, LoraSettings};
 use crate::feedback::Example;
 use crate::feedback::example::Origin;
 use crate::learn::compliance;
+use crate::train::lanes::Lanes;
 
 /// An adapter whose B is `size` times random; 0 is the base.
 fn weights(model: &Model, size: f32) -> LoraWeights {
@@ -40,7 +41,9 @@ impl Case {
     fn new() -> Case {
         let model = testing::model(5);
         let prompts: Vec<_> = WATCHED[..4].iter().map(|p| conversation(p)).collect();
-        let watched = answer(&model, &prompts, answer_tokens(model.network.config()), &Courtesy::default()).unwrap();
+        let watched =
+            answer(&model, &prompts, answer_tokens(model.network.config()), &Lanes::shared(64), &Courtesy::default())
+                .unwrap();
         Case { model, watched, held_out: Vec::new(), checks: Vec::new() }
     }
 
@@ -117,7 +120,7 @@ fn a_folder_that_holds_something_else_is_refused() {
 /// Held-out rows with the base's own answers; `shift` gives each the answer of another.
 fn own_answers(model: &Model, shift: usize) -> Vec<Lesson> {
     let prompts: Vec<_> = WATCHED[4..14].iter().map(|p| conversation(p)).collect();
-    let answered = answer(model, &prompts, 8, &Courtesy::default()).unwrap();
+    let answered = answer(model, &prompts, 8, &Lanes::shared(64), &Courtesy::default()).unwrap();
     let lesson = |i: usize| {
         let other = &answered[(i + shift) % answered.len()];
         let tokens = Answered { prompt: answered[i].prompt.clone(), ..other.clone() }.tokens().unwrap();

@@ -31,6 +31,7 @@ use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
 use crate::paths::Paths;
 use crate::store::{NewRun, Outcome, RunResult, Store, TrainingSet};
+use crate::train::lanes::Lanes;
 use crate::train::row::{Row, fill_references};
 
 /// A round to do.
@@ -322,7 +323,8 @@ impl Round<'_> {
         let reworded = |prompt| variations::wordings(prompt, &[], recipe.replay_wordings, recipe.seed);
         replayed.extend(REPLAYED.iter().flat_map(|p| reworded(p)).map(|p| canaries::conversation(&p)));
         let taught = examples.iter().map(|e| e.messages.as_slice());
-        canaries::ordinary(self.model, (replayed, watched), taught, &self.courtesy)
+        let lanes = Lanes::for_network(self.model.network.config(), self.threads)?;
+        canaries::ordinary(self.model, (replayed, watched), taught, &lanes, &self.courtesy)
     }
 
     fn fit(&self, material: &Material, replayed: &[Answered], on_event: &mut dyn FnMut(Event)) -> Result<Trained> {

@@ -74,30 +74,38 @@ impl Lanes {
         }
         let passes = group(rows, self.pass_tokens);
         let mut sum = StepSum { loss: 0.0, row_losses: Vec::new(), grads: vec![0.0; learner.len()] };
-        self.in_order(passes.len(), &mut sum, |i| one_pass(learner, &passes[i], total, options, i as u64))?;
+        let work = |i: usize| one_pass(learner, &passes[i], total, options, i as u64);
+        self.in_order(passes.len(), work, |part| absorb(&mut sum, part))?;
         Ok(sum)
     }
 
     /// Each row's own loss, without gradients, in the order of the rows.
     pub fn losses(&self, learner: &dyn Learner, rows: &[&Row]) -> Result<Vec<f64>> {
         let passes = group(rows, self.pass_tokens);
-        let mut sum = StepSum { loss: 0.0, row_losses: Vec::new(), grads: Vec::new() };
-        self.in_order(passes.len(), &mut sum, |i| measure(learner, &passes[i]))?;
-        Ok(sum.row_losses)
+        Ok(self.map(passes.len(), |i| measure(learner, &passes[i]))?.concat())
     }
 
-    /// Runs `work(0..n)` on the lanes and adds the results in that order, up to the first that fails or panics.
-    fn in_order(
+    /// `work(0..n)` on the lanes, the results in that order.
+    ///
+    /// Errors: those of the first that failed or panicked; the others' results are lost.
+    pub fn map<T: Send>(&self, n: usize, work: impl Fn(usize) -> Result<T> + Send + Sync) -> Result<Vec<T>> {
+        let mut all = Vec::with_capacity(n);
+        self.in_order(n, work, |part| all.push(part))?;
+        Ok(all)
+    }
+
+    /// Runs `work(0..n)` on the lanes and hands on the results in that order, up to the first that fails or panics.
+    fn in_order<T: Send>(
         &self,
         n: usize,
-        sum: &mut StepSum,
-        work: impl Fn(usize) -> Result<StepSum> + Send + Sync,
+        work: impl Fn(usize) -> Result<T> + Send + Sync,
+        mut take: impl FnMut(T) + Send,
     ) -> Result<()> {
         // A lane that unwound would never take its turn, and the others would wait for it for ever. What `work` borrows is
         // only read, and a sum that lacks a part is thrown away with the error.
         let work = |i| {
             catch_unwind(AssertUnwindSafe(|| work(i))).unwrap_or_else(|panic| {
-                Err(Error::panicked("a pass of the training", &*panic)
+                Err(Error::panicked("a pass through the network", &*panic)
                     .hint("this is a fault in finch, not in your data"))
             })
         };
@@ -107,12 +115,12 @@ impl Lanes {
                 None => work(i),
             };
             return (0..n).try_for_each(|i| {
-                absorb(sum, run(i)?);
+                take(run(i)?);
                 Ok(())
             });
         }
         let next = AtomicUsize::new(0);
-        let turn = Mutex::new((0usize, sum, None::<Error>));
+        let turn = Mutex::new((0usize, take, None::<Error>));
         let changed = Condvar::new();
         std::thread::scope(|scope| {
             for pool in &self.pools {
@@ -130,7 +138,7 @@ impl Lanes {
                         }
                         state.0 += 1;
                         match part {
-                            Ok(part) if state.2.is_none() => absorb(state.1, part),
+                            Ok(part) if state.2.is_none() => (state.1)(part),
                             Ok(_) => {}
                             Err(e) => {
                                 next.store(n, Ordering::SeqCst);
@@ -176,7 +184,7 @@ fn group<'a>(rows: &[&'a Row], pass_tokens: usize) -> Vec<Vec<&'a Row>> {
 }
 
 /// Forward and losses of the rows of one pass.
-fn measure(learner: &dyn Learner, rows: &[&Row]) -> Result<StepSum> {
+fn measure(learner: &dyn Learner, rows: &[&Row]) -> Result<Vec<f64>> {
     let sequences: Vec<_> = rows.iter().flat_map(|r| r.sequences()).collect();
     let pass = learner.forward(&sequences, PassOptions { kl: rows[0].needs_kl(), dropout: None })?;
     let (mut row_losses, mut at) = (Vec::with_capacity(rows.len()), 0);
@@ -185,7 +193,7 @@ fn measure(learner: &dyn Learner, rows: &[&Row]) -> Result<StepSum> {
         row_losses.push(row.loss(&pass.logprobs()[at..at + n], &pass.kl()[at..at + n]).value);
         at += n;
     }
-    Ok(StepSum { loss: 0.0, row_losses, grads: Vec::new() })
+    Ok(row_losses)
 }
 
 /// Forward, losses, backward of the rows of one pass.

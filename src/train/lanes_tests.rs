@@ -118,3 +118,16 @@ fn a_pass_that_fails_or_panics_ends_the_step() {
         }
     }
 }
+
+#[test]
+fn results_come_in_the_order_of_the_work() {
+    for lanes in [Lanes::new(3, 64).unwrap(), Lanes::shared(64)] {
+        let slow_first = |i: usize| {
+            std::thread::sleep(Duration::from_millis(if i == 0 { 30 } else { 0 }));
+            Ok(10 * i)
+        };
+        assert_eq!(lanes.map(5, slow_first).unwrap(), [0, 10, 20, 30, 40]);
+        let error = lanes.map(5, |i| if i == 3 { Err(Error::failure("three")) } else { Ok(i) }).unwrap_err();
+        assert_eq!(error.message(), "three");
+    }
+}

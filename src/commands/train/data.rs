@@ -25,6 +25,7 @@ use crate::paths::Paths;
 use crate::repl::render;
 use crate::text;
 use crate::train::data::{DataSet, Objective, Reader};
+use crate::train::lanes::Lanes;
 use crate::train::run::StepReport;
 
 pub fn run(ground: &Ground, args: &TrainArgs, file: &Path, courtesy: Arc<Courtesy>) -> Result<()> {
@@ -110,7 +111,8 @@ impl Subject {
     fn ordinary(&self, set: &DataSet, courtesy: &Courtesy) -> Result<Ordinary> {
         let Some(model) = &self.model else { return Ok(Ordinary::default()) };
         let taught = set.rows.iter().filter_map(|row| row.question.as_deref());
-        let (replayed, watched) = canaries::ordinary(model, Default::default(), taught, courtesy)?;
+        let lanes = Lanes::for_network(model.network.config(), round::default_threads())?;
+        let (replayed, watched) = canaries::ordinary(model, Default::default(), taught, &lanes, courtesy)?;
         Ok(Ordinary { replayed, watched })
     }
 }

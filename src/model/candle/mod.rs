@@ -145,8 +145,8 @@ impl Shared {
     /// Runs `work` where its products belong: on one thread for a small network, on all for others.
     fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         match &self.small {
-            Some(pool) => pool.install(work),
-            None => work(),
+            Some(pool) if rayon::current_num_threads() > 1 => pool.install(work),
+            _ => work(), // or this is such a thread already
         }
     }
 }
