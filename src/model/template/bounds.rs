@@ -54,9 +54,9 @@ impl Budget {
     fn new(input: usize) -> Arc<Budget> {
         let input = input as u64;
         Arc::new(Budget {
-            made: AtomicU64::new((16 << 20) + 32 * input),
+            made: AtomicU64::new((4 << 20) + 32 * input),
             seen: AtomicU64::new((256 << 20) + 1024 * input),
-            text: (1 << 20) + 4 * input,
+            text: (1 << 18) + 4 * input,
         })
     }
 
