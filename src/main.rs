@@ -7,7 +7,7 @@ use clap::Parser;
 use finch::cli::Cli;
 use finch::commands;
 use finch::error::Error;
-use finch::repl::render;
+use finch::repl::{render, terminal};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
 
 fn report(error: &Error) -> ExitCode {
     if !error.is_interrupted() {
-        eprint!("{}", render::error(error.message(), error.hint_text()));
+        terminal::tell(&render::error(error.message(), error.hint_text()));
     }
     ExitCode::from(error.kind().exit_code())
 }

@@ -87,7 +87,7 @@ fn export_to(ground: &Ground, what: &str, format: Format, out: &Path) -> Result<
     let facts = ground.source()?.facts(&DigestCache::of(&ground.paths))?;
     let Opened { folder, adapter, foreign } = switch::open(&ground.paths, what, &facts.config, &facts.digest)?;
     if foreign {
-        eprintln!("warning: the adapter was trained on another base than the model that is configured; its shapes fit");
+        say("warning: the adapter was trained on another base than the model that is configured; its shapes fit\n");
     }
     export::export(&folder, &adapter, &facts.config, format, out)?;
     say(&render_adapter::exported(what, out, adapter.weights.modules.len()));

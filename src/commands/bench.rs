@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::ground::Ground;
-use super::print;
+use super::{print, say};
 use crate::adapter::peft::{LoraSettings, init};
 use crate::adapter::switch;
 use crate::cli::{BenchArgs, BenchPart};
@@ -94,7 +94,7 @@ fn measure(ground: &Ground, args: &BenchArgs, threads: usize) -> Result<Report> 
     let mut parts = Vec::new();
     for part in [BenchPart::Prefill, BenchPart::Decode, BenchPart::Training] {
         if args.only.is_empty() || args.only.contains(&part) {
-            eprintln!("Measuring {}…", part.name());
+            say(&format!("Measuring {}…\n", part.name()));
             parts.push(work.measure(part).with_context(|| part.name().to_string())?);
         }
     }

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read, stderr, stdin, stdout};
 use std::sync::Arc;
 
 use super::ground::Ground;
+use super::say;
 use crate::cli::ChatArgs;
 use crate::engine::CancelFlag;
 use crate::error::{Error, Result};
@@ -90,7 +91,7 @@ fn one_answer(ground: Ground, question: &str, args: ChatArgs) -> Result<()> {
     }
     let interaction = answered?;
     if let Some(notice) = cut_off(interaction.finish, session.config().generation.max_tokens) {
-        eprint!("{notice}");
+        say(&notice);
     }
     if interaction.finish == Finish::Interrupted { Err(Error::interrupted()) } else { Ok(()) }
 }

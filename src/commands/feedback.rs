@@ -122,7 +122,7 @@ fn export(store: &Store, output: Option<&Path>) -> Result<()> {
         None => print(&lines),
         Some(path) => {
             fsio::write_atomic(path, lines.as_bytes()).with_context(|| Paths::display(path))?;
-            eprintln!("{} written to {}", render::count(all.len(), "row"), Paths::display(path));
+            say(&format!("{} written to {}\n", render::count(all.len(), "row"), Paths::display(path)));
             Ok(())
         }
     }
@@ -139,7 +139,7 @@ fn import(ground: &Ground, store: &Store, file: &Path) -> Result<()> {
     };
     let parsed = parsed.context(&name)?;
     for warning in render_stats::unknown_keys(&parsed) {
-        eprintln!("warning: {name}: {}", text::sanitize(&warning));
+        say(&format!("warning: {name}: {}\n", text::sanitize(&warning)));
     }
     let done = store.import(&parsed.rows)?;
     say(&render_stats::imported(&done));

@@ -1,5 +1,6 @@
 //! What every command stands on: the data folder and the configuration.
 
+use super::say;
 use crate::config::Config;
 use crate::error::Result;
 use crate::fsio;
@@ -20,7 +21,7 @@ impl Ground {
         let paths = Paths::from_env()?;
         let (config, warnings) = Config::load(&paths, overrides)?;
         for warning in warnings {
-            eprintln!("warning: {}", text::sanitize(&warning));
+            say(&format!("warning: {}\n", text::sanitize(&warning)));
         }
         Ok(Ground { paths, config })
     }

@@ -15,6 +15,7 @@ use std::io::{ErrorKind, Write};
 
 use crate::cli::{Command, Invocation};
 use crate::error::{Error, Result};
+use crate::repl::terminal::tell as say; // what was done: no result
 use ground::Ground;
 
 /// Carries out what finch was started for.
@@ -43,11 +44,6 @@ pub fn run(invocation: Invocation) -> Result<()> {
             }
         }
     }
-}
-
-/// Says what was done: standard error, as it is no result.
-fn say(text: &str) {
-    eprint!("{text}");
 }
 
 /// Writes a result to standard output. A reader that has seen enough (`| head`) is no fault.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::ground::Ground;
-use super::print;
+use super::{print, say};
 use crate::adapter::switch::{self, Opened};
 use crate::cli::ScoreArgs;
 use crate::error::{Context, Error, Result};
@@ -37,7 +37,7 @@ pub fn run(ground: &Ground, args: &ScoreArgs) -> Result<()> {
     let adapter = adapter.transpose()?.map(|Opened { adapter, foreign, .. }| {
         if foreign {
             let base = text::sanitize(&base.name);
-            eprintln!("warning: the adapter was trained on another base than {base}; its shapes fit");
+            say(&format!("warning: the adapter was trained on another base than {base}; its shapes fit\n"));
         }
         adapter
     });

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::ground::Ground;
+use super::say;
 use crate::cli::TrainArgs;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::courtesy::Courtesy;
@@ -52,7 +53,7 @@ fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtim
     };
     runtime.spawn(async move {
         interruption().await;
-        eprintln!("\nStopping… (Ctrl-C again leaves at once)");
+        say("\nStopping… (Ctrl-C again leaves at once)\n");
         courtesy.cancel();
         interruption().await;
         // As after a kill: an adapter is complete or absent, and the run's examples stay new.

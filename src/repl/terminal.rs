@@ -83,16 +83,26 @@ pub fn is_capable(stream: &impl IsTerminal) -> bool {
 
 /// Columns of the terminal that standard output goes to; None: it goes elsewhere, or the terminal does not tell.
 pub fn columns() -> Option<usize> {
-    #[cfg(unix)]
-    if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdout())
-        && size.ws_col > 0
-    {
-        return Some(usize::from(size.ws_col));
-    }
+    columns_of(std::io::stdout())
+}
+
+#[cfg(unix)]
+fn columns_of(stream: impl std::os::fd::AsFd) -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(stream).ok()?;
+    (size.ws_col > 0).then(|| usize::from(size.ws_col))
+}
+
+#[cfg(not(unix))]
+fn columns_of(_: impl IsTerminal) -> Option<usize> {
     None
 }
 
 /// Text for standard output, broken between words where that is a terminal.
 pub fn in_rows(text: &str) -> String {
     columns().map_or_else(|| text.to_string(), |columns| wrapped(text, columns))
+}
+
+/// Says what is no result: on standard error, broken between words where that is a terminal.
+pub fn tell(text: &str) {
+    eprint!("{}", columns_of(std::io::stderr()).map_or_else(|| text.to_string(), |columns| wrapped(text, columns)));
 }

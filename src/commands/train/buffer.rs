@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::screen::{JUDGING, Spinner};
 use crate::cli::TrainArgs;
 use crate::commands::ground::Ground;
+use crate::commands::say;
 use crate::error::{Error, Result};
 use crate::learn::round::{Ended, Event, Receipt, Round, default_threads};
 use crate::model::courtesy::Courtesy;
@@ -49,27 +50,27 @@ pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>) -> Result
 /// Says how the round ended; the error carries the exit code.
 fn tell(ended: Ended) -> Result<()> {
     match ended {
-        Ended::Nothing { examples: 0, .. } => eprint!("{}", render_training::NOTHING_TO_TRAIN),
-        Ended::Nothing { .. } => eprint!("{}", render_training::NOTHING_NEW),
+        Ended::Nothing { examples: 0, .. } => say(render_training::NOTHING_TO_TRAIN),
+        Ended::Nothing { .. } => say(render_training::NOTHING_NEW),
         Ended::Busy(holder) => return Err(holder.into()),
         Ended::Live(receipt) => {
-            eprint!("✓ Training completed!\n{}", trained(&receipt));
+            say(&format!("✓ Training completed!\n{}", trained(&receipt)));
             warn(&receipt);
-            eprint!("{}", render_training::receipt(&receipt));
+            say(&render_training::receipt(&receipt));
         }
         Ended::Refused(receipt) => {
-            eprint!("✗ Training completed, but the new adapter is not used\n{}", trained(&receipt));
+            say(&format!("✗ Training completed, but the new adapter is not used\n{}", trained(&receipt)));
             warn(&receipt);
             return Err(super::refused(&receipt.reasons));
         }
         Ended::Cancelled { examples, kept } => {
-            eprint!("{}", render_training::cancelled(examples));
+            say(&render_training::cancelled(examples));
             if let Some(receipt) = kept {
-                eprintln!(
-                    "{}   It is not live; `finch adapters load {}` makes it so.",
+                say(&format!(
+                    "{}   It is not live; `finch adapters load {}` makes it so.\n",
                     trained(&receipt),
                     receipt.adapter
-                );
+                ));
             }
             return Err(Error::interrupted());
         }
@@ -90,6 +91,6 @@ fn trained(receipt: &Receipt) -> String {
 
 fn warn(receipt: &Receipt) {
     for warning in &receipt.warnings {
-        eprintln!("warning: {}", text::sanitize(warning));
+        say(&format!("warning: {}\n", text::sanitize(warning)));
     }
 }

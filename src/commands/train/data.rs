@@ -11,6 +11,7 @@ use super::screen::Bar;
 use crate::adapter::peft;
 use crate::cli::TrainArgs;
 use crate::commands::ground::Ground;
+use crate::commands::say;
 use crate::error::{Context, Error, Result};
 use crate::fsio::{self, Attempt};
 use crate::learn::canaries::{self, Answered};
@@ -48,7 +49,7 @@ pub fn run(ground: &Ground, args: &TrainArgs, file: &Path, courtesy: Arc<Courtes
     let training = Training::prepare(&*subject.network, &set, lora, init, &ordinary.replayed, request)?;
     let parameters = training.parameters()?;
     let examples = training.sizes().0;
-    eprintln!("{}", opening(&training, args.objective));
+    say(&format!("{}\n", opening(&training, args.objective)));
 
     let keeper = keep::Keeper {
         ground,
@@ -75,7 +76,7 @@ pub fn run(ground: &Ground, args: &TrainArgs, file: &Path, courtesy: Arc<Courtes
 
 fn tell_if_interrupted(error: &Error) {
     if error.is_interrupted() {
-        eprintln!("Interrupted before there was a state worth keeping; nothing is saved.");
+        say("Interrupted before there was a state worth keeping; nothing is saved.\n");
     }
 }
 
@@ -124,7 +125,7 @@ fn request(args: &TrainArgs) -> Result<Request> {
         return Err(Error::usage("--sft-weight goes with --objective dpo"));
     }
     if args.beta.is_some() && matches!(objective, Objective::Auto | Objective::Sft) {
-        eprintln!("warning: --beta means nothing to --objective {}", objective.name());
+        say(&format!("warning: --beta means nothing to --objective {}\n", objective.name()));
     }
     at_least_one("--steps", args.steps)?;
     at_least_one("--gradient-accumulation", args.gradient_accumulation)?;
@@ -167,17 +168,17 @@ fn rows(args: &TrainArgs, source: ModelSource, file: &Path, network: &dyn Networ
     let mut set = Reader::new(source, config.vocab_size, longest).read(file)?;
     if !set.unknown.is_empty() {
         let fields: Vec<String> = set.unknown.iter().map(|field| text::one_line(field, 40)).collect();
-        eprintln!("warning: {}: fields that mean nothing here are ignored: {}", set.name, fields.join(", "));
+        say(&format!("warning: {}: fields that mean nothing here are ignored: {}\n", set.name, fields.join(", ")));
     }
     for (line, tokens) in &set.skipped {
-        eprintln!("warning: {}:{line}: skipped, it has {tokens} tokens, more than {longest}", set.name);
+        say(&format!("warning: {}:{line}: skipped, it has {tokens} tokens, more than {longest}\n", set.name));
     }
     if args.objective == Objective::Auto {
         let bad;
         (set, bad) = set.without_bad();
         if !bad.is_empty() {
             let count = render::count(bad.len(), "answer");
-            eprintln!("warning: {}: {count} judged bad left out; --objective kto learns from them", set.name);
+            say(&format!("warning: {}: {count} judged bad left out; --objective kto learns from them\n", set.name));
         }
     }
     Ok(set)
@@ -201,8 +202,8 @@ fn opening(training: &Training, objective: Objective) -> String {
 fn tell(kept: &Kept) -> Result<()> {
     let Kept { trained, loss, held_out, seconds, path, report, live, .. } = kept;
     let refused = report.as_ref().filter(|report| !report.passed());
-    eprintln!(
-        "{}",
+    say(&format!(
+        "{}\n",
         match (trained.ending, refused) {
             (Ending::Interrupted, _) =>
                 format!("Interrupted; the state after {} is kept", render::count(trained.step, "step")),
@@ -212,17 +213,17 @@ fn tell(kept: &Kept) -> Result<()> {
             }
             _ => "✓ Training completed!".to_string(),
         }
-    );
+    ));
     let mut figures = vec![format!("Trained on {}", render::count(kept.examples, "row"))];
     figures.extend(loss.map(|(before, after)| format!("loss {before:.2} → {after:.2}")));
     figures.extend(held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
     figures.push(render::duration(*seconds));
-    eprintln!("   {}\n   Adapter saved to: {}", figures.join(", "), Paths::display(path));
+    say(&format!("   {}\n   Adapter saved to: {}\n", figures.join(", "), Paths::display(path)));
     for warning in report.iter().flat_map(|report| &report.warnings) {
-        eprintln!("warning: {}", text::sanitize(warning));
+        say(&format!("warning: {}\n", text::sanitize(warning)));
     }
     if *live {
-        eprintln!("   It is live from the next answer on.");
+        say("   It is live from the next answer on.\n");
     }
     match (trained.ending, refused) {
         (Ending::Interrupted, _) => Err(Error::interrupted()),

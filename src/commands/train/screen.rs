@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::commands::say;
 use crate::learn::fit::Progress;
 use crate::repl::{render, render_training, terminal};
 use crate::train::run::StepReport;
@@ -47,7 +48,7 @@ impl Bar {
                 let every = steps.div_ceil(LINES).max(1);
                 if step.is_multiple_of(every) || *step == 1 || step == steps {
                     let taken = render::duration(started.elapsed().as_secs_f64());
-                    eprintln!("step {step}/{steps}, loss {loss:.3}, learning rate {learning_rate:.2e}, {taken}");
+                    say(&format!("step {step}/{steps}, loss {loss:.3}, learning rate {learning_rate:.2e}, {taken}\n"));
                 }
             }
         }
@@ -82,8 +83,8 @@ impl Spinner {
     /// A line that stays.
     pub fn say(&self, line: &str) {
         match self {
-            Spinner::Terminal(bar) => bar.suspend(|| eprintln!("{line}")),
-            Spinner::Lines { .. } => eprintln!("{line}"),
+            Spinner::Terminal(bar) => bar.suspend(|| say(&format!("{line}\n"))),
+            Spinner::Lines { .. } => say(&format!("{line}\n")),
         }
     }
 
@@ -91,7 +92,7 @@ impl Spinner {
     pub fn doing(&self, what: &'static str) {
         match self {
             Spinner::Terminal(bar) => bar.set_message(what),
-            Spinner::Lines { .. } => eprintln!("{what}"),
+            Spinner::Lines { .. } => say(&format!("{what}\n")),
         }
     }
 
@@ -103,7 +104,7 @@ impl Spinner {
                 let epoch_ends = progress.batch == progress.batches;
                 if epoch_ends && last.is_none_or(|last| last.elapsed() >= BETWEEN_LINES) {
                     *last = Some(Instant::now());
-                    eprintln!("{line}");
+                    say(&format!("{line}\n"));
                 }
             }
         }
