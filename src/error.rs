@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io::ErrorKind;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -120,6 +121,16 @@ impl<T, E: Into<Error>> Context<T> for std::result::Result<T, E> {
     }
 }
 
+impl From<std::io::Error> for Error {
+    fn from(e: std::io::Error) -> Self {
+        let error = Error::failure(e.to_string());
+        match e.kind() {
+            ErrorKind::PermissionDenied => error.hint("look at who owns it, and at its permissions"),
+            _ => error,
+        }
+    }
+}
+
 macro_rules! failure_from {
     ($($t:ty),* $(,)?) => {$(
         impl From<$t> for Error {
@@ -129,4 +140,4 @@ macro_rules! failure_from {
         }
     )*};
 }
-failure_from!(std::io::Error, serde_json::Error, candle_core::Error, rusqlite::Error, safetensors::SafeTensorError);
+failure_from!(serde_json::Error, candle_core::Error, rusqlite::Error, safetensors::SafeTensorError);

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Context, Error, Result};
+use crate::json;
 use crate::model::message::{Message, Role};
 use crate::paths::Paths;
 
@@ -67,11 +68,9 @@ fn parse(bytes: &[u8], line: usize) -> Result<Option<Row>> {
     if text.is_empty() {
         return Ok(None);
     }
-    match serde_json::from_str(text) {
-        Ok(Value::Object(fields)) => Ok(Some(Row { fields })),
-        Ok(_) => Err(Error::failure("the row is no JSON object {…}")),
-        // serde counts lines within the row
-        Err(e) => Err(Error::failure(format!("not JSON: {e}").replace(" at line 1 column", " at column"))),
+    match json::read(text.as_bytes())? {
+        Value::Object(fields) => Ok(Some(Row { fields })),
+        _ => Err(Error::failure("the row is no JSON object {…}")),
     }
 }
 

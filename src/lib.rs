@@ -8,6 +8,7 @@ pub mod engine;
 pub mod error;
 pub mod feedback;
 pub mod fsio;
+pub mod json;
 pub mod jsonl;
 pub mod learn;
 pub mod model;

@@ -193,6 +193,11 @@ pub fn width(text: &str) -> usize {
     UnicodeWidthStr::width(text)
 }
 
+/// A number as it stands in a sentence: 1e308 without its zeros.
+pub fn number(x: f64) -> String {
+    if x.abs() >= 1e15 { format!("{x:e}") } else { x.to_string() }
+}
+
 /// Untrusted text as one line of at most `max_width` columns: runs of white space become a space, a cut ends in `…`.
 pub fn one_line(text: &str, max_width: usize) -> String {
     let clean = sanitize(text);

@@ -10,6 +10,7 @@ use super::provenance::check_digest;
 use super::registry::{Registry, check_name};
 use crate::error::{Context, Error, Result};
 use crate::fsio::{self, Lock};
+use crate::json;
 use crate::paths::Paths;
 
 /// Two names fit in this, in bytes.
@@ -142,7 +143,7 @@ fn read_file(path: &Path) -> Result<Active> {
         return Ok(Active::default());
     }
     let parse = || {
-        let active: Active = serde_json::from_slice(&fsio::read_limited(path, MAX_FILE)?)?;
+        let active: Active = json::read(&fsio::read_limited(path, MAX_FILE)?)?;
         active.live.iter().chain(&active.previous).try_for_each(|name| check_name(name))?;
         Ok(active)
     };

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::peft::{LoraSettings, scale};
 use super::peft_modules::{Exceptions, InOrder, Selection};
 use crate::error::{Error, Result};
+use crate::json;
 use crate::model::config::ModelConfig;
 use crate::model::lora::{LoraModule, LoraShape, LoraWeights, Target, module_path};
 use crate::text::one_line;
@@ -84,12 +85,12 @@ pub(super) fn is_set(value: &Value) -> bool {
 
 impl PeftConfig {
     pub fn from_json(json: &[u8]) -> Result<PeftConfig> {
-        let Value::Object(map) = serde_json::from_slice(json)? else {
+        let Value::Object(map) = json::read(json)? else {
             return Err(Error::failure("it is not a JSON object"));
         };
         refuse_unsupported(&map)?;
         let get = |key: &str| map.get(key).filter(|v| !v.is_null());
-        let Patterns { rank_pattern, alpha_pattern } = serde_json::from_slice(json)?;
+        let Patterns { rank_pattern, alpha_pattern } = json::read(json)?;
         let dropout = get("lora_dropout").map_or(Ok(0.0), |v| number("lora_dropout", v))?;
         if !(0.0..1.0).contains(&dropout) {
             return Err(Error::failure(format!("lora_dropout should be from 0 to below 1, it is {dropout}")));

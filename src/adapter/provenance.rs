@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
-use crate::fsio;
-use crate::text;
+use crate::{fsio, json, text};
 
 pub const FILE: &str = "finch.json";
 /// Far beyond any provenance, in bytes.
@@ -96,7 +95,7 @@ impl Provenance {
             return Ok(None);
         }
         let bytes = fsio::read_limited(&path, MAX_FILE)?;
-        let made: Provenance = serde_json::from_slice(&bytes).context(FILE)?;
+        let made: Provenance = json::read(&bytes).context(FILE)?;
         check_digest(&made.base).context(FILE)?;
         Ok(Some(made))
     }

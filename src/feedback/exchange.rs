@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 use super::kind::{FeedbackConfig, Kind};
 use super::record::{Feedback, Finish, Interaction, NewFeedback, NewInteraction};
 use crate::error::{Error, Result};
+use crate::json;
 use crate::model::message::{Message, Role};
 use crate::text;
 
@@ -167,10 +168,7 @@ struct Row {
 }
 
 fn parse_row(line: usize, text: &str, config: &FeedbackConfig, unknown: &mut BTreeSet<String>) -> Result<Incoming> {
-    let row: Row = serde_json::from_str(text).map_err(|e| {
-        // serde counts lines within the row; the row's own number is said by the caller.
-        Error::failure(e.to_string().replace(" at line 1 column", " at column"))
-    })?;
+    let row: Row = json::read(text.as_bytes())?;
     unknown.extend(row.unknown.into_iter().map(|(key, _)| key));
 
     let (messages, response) = prompt_and_answer(row.messages)?;
@@ -372,7 +370,7 @@ mod tests {
     fn a_bad_row_is_named_with_its_line_and_fault() {
         let good = format!("{{{QA},\"kind\":\"good\"}}\n");
         for (row, fault) in [
-            ("{".to_owned(), "line 2: EOF"),
+            ("{".to_owned(), "line 2: not JSON: EOF"),
             ("[1]".to_owned(), "line 2: "),
             (r#"{"kind":"good"}"#.to_owned(), "`messages` is missing"),
             (r#"{"messages":[],"kind":"good"}"#.to_owned(), "no user message"),

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::lora::Target;
 use super::rope::RopeScaling;
 use crate::error::{Context, Error, Result};
-use crate::text;
+use crate::{json, text};
 
 /// Which of the two families, which differ in attention bias and q/k norms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,9 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     pub tied_embeddings: bool,
 }
+
+/// The hint of every refusal of a network that finch has no arithmetic for.
+pub(super) const RUNS: &str = "finch runs dense Qwen2, Qwen2.5 and Qwen3 language models";
 
 /// The most that a hyper-parameter may be, wherever it comes from; the least is 1.
 pub(super) mod limit {
@@ -120,9 +123,9 @@ impl ModelConfig {
 
 fn read(json: &[u8]) -> Result<ModelConfig> {
     // The family comes first: a config of another family may lack the keys of these two.
-    let value: Value = serde_json::from_slice(json)?;
+    let value: Value = json::read(json)?;
     let family = family(&value)?;
-    let raw: Raw = serde_json::from_value(value)?;
+    let raw: Raw = json::typed(value)?;
     refuse_variants(&raw)?;
 
     let size = |key: &str, value: u64, max: u64| match usize::try_from(value) {
@@ -148,7 +151,11 @@ fn read(json: &[u8]) -> Result<ModelConfig> {
     }
     let rms_norm_eps = raw.rms_norm_eps.unwrap_or(1e-6);
     if !(rms_norm_eps > 0.0 && rms_norm_eps <= limit::EPSILON) {
-        return Err(Error::failure(format!("rms_norm_eps is {rms_norm_eps}, outside 0 to {}", limit::EPSILON)));
+        return Err(Error::failure(format!(
+            "rms_norm_eps is {}, not above 0 and {} at most",
+            text::number(rms_norm_eps),
+            limit::EPSILON
+        )));
     }
     let mut context = size("max_position_embeddings", raw.max_position_embeddings.unwrap_or(32_768), limit::CONTEXT)?;
     if let Some(Chunks { original_max_position_embeddings: original }) = raw.dual_chunk_attention_config {
@@ -199,14 +206,16 @@ fn family(config: &Value) -> Result<Family> {
             (Some(name), None) | (None, Some(name)) => format!("the model is {name}"),
             (None, None) => "neither model_type nor architectures says what the model is".to_string(),
         };
-        Error::failure(found).hint("finch runs dense Qwen2, Qwen2.5 and Qwen3 language models")
+        Error::failure(found).hint(RUNS)
     })
 }
 
 /// What a dense Qwen could be configured to, and finch does not run.
 fn refuse_variants(raw: &Raw) -> Result<()> {
     if let Some(experts) = raw.num_experts.filter(|&n| n > 0) {
-        return Err(Error::failure(format!("the model is a mixture of {experts} experts; finch runs dense models")));
+        return Err(
+            Error::failure(format!("the model is a mixture of {experts} experts; finch runs dense models")).hint(RUNS)
+        );
     }
     if let Some(settings) = &raw.quantization_config {
         let method = settings.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed method");
@@ -214,10 +223,10 @@ fn refuse_variants(raw: &Raw) -> Result<()> {
             .hint("use the original folder with F32, F16 or BF16 weights"));
     }
     if let Some(act) = raw.hidden_act.as_deref().filter(|&act| act != "silu") {
-        return Err(Error::failure(format!("hidden_act is {}; finch runs silu", text::one_line(act, 60))));
+        return Err(Error::failure(format!("hidden_act is {}; finch runs silu", text::one_line(act, 60))).hint(RUNS));
     }
     if raw.use_mrope == Some(true) {
-        return Err(Error::failure("use_mrope is true; finch runs models of text alone"));
+        return Err(Error::failure("use_mrope is true; finch runs models of text alone").hint(RUNS));
     }
     Ok(())
 }
@@ -256,13 +265,13 @@ fn rope(raw: &Raw, context: usize) -> Result<(f64, RopeScaling)> {
         factor = factor.or_else(|| settings.get("partial_rotary_factor").and_then(Value::as_f64));
     }
     if let Some(factor) = factor.filter(|&factor| factor != 1.0) {
-        return Err(Error::failure(format!("partial_rotary_factor is {factor}; finch rotates whole heads")));
+        return Err(Error::failure(format!("partial_rotary_factor is {factor}; finch rotates whole heads")).hint(RUNS));
     }
     let theta = theta.unwrap_or(10_000.0); // transformers' default
     if (1.0..=limit::ROPE_THETA).contains(&theta) {
         Ok((theta, scaling.unwrap_or(RopeScaling::None)))
     } else {
-        Err(Error::failure(format!("rope_theta is {theta}, outside 1 to {:e}", limit::ROPE_THETA)))
+        Err(Error::failure(format!("rope_theta is {}, outside 1 to {:e}", text::number(theta), limit::ROPE_THETA)))
     }
 }
 

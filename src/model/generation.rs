@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::tokenizer::Tokenizer;
 use crate::error::{Context, Error, Result};
+use crate::{json, text};
 
 /// Ends of a turn in Qwen's vocabularies; either ends an answer, whether or not `generation_config.json` lists it.
 const END_TOKENS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
@@ -36,7 +37,7 @@ struct RawModel {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a token id or a list of them")]
 enum Ids {
     One(u32),
     Many(Vec<u32>),
@@ -53,10 +54,10 @@ impl GenerationConfig {
         vocab_size: usize,
     ) -> Result<GenerationConfig> {
         let raw: Raw = match generation {
-            Some(json) => serde_json::from_slice(json).context("generation_config.json")?,
+            Some(json) => json::read(json).context("generation_config.json")?,
             None => Raw::default(),
         };
-        let model: RawModel = serde_json::from_slice(config).context("config.json")?;
+        let model: RawModel = json::read(config).context("config.json")?;
         let mut eos = Vec::new();
         for (file, ids) in [("generation_config.json", raw.eos_token_id), ("config.json", model.eos_token_id)] {
             let ids = match ids {
@@ -89,7 +90,7 @@ impl GenerationConfig {
         ];
         for (key, value, low, high) in ranges {
             if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
-                return Err(Error::failure(format!("{key} is {value}, outside {low} to {high}")));
+                return Err(Error::failure(format!("{key} is {}, outside {low} to {high}", text::number(value))));
             }
         }
         self.eos.extend(END_TOKENS.iter().filter_map(|token| tokenizer.special_id(token)));

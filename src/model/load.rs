@@ -138,7 +138,7 @@ impl ModelSource {
             ModelSource::Gguf(path) => Gguf::open(path)?.config(),
             _ => self.json_config(),
         };
-        read().with_context(|| self.place())
+        self.placed(read())
     }
 
     fn json_config(&self) -> Result<ModelConfig> {
@@ -161,12 +161,12 @@ impl ModelSource {
                 config,
             })
         };
-        read().with_context(|| self.place())
+        self.placed(read())
     }
 
     /// Tokenizer, template and advice, for work that needs the text's ids alone. Errors as those of [`Model::load`].
     pub fn chat_files(&self) -> Result<ChatFiles> {
-        chat_files(self).with_context(|| self.place())
+        self.placed(chat_files(self))
     }
 
     /// A file of the model; None where it has none.
@@ -213,7 +213,12 @@ impl ModelSource {
         Ok(Weights { config, checkpoint, gguf: None })
     }
 
-    /// In front of every error about one of its files.
+    /// The place in front of an error about one of its files; behind it what to do, where nothing better is known.
+    fn placed<T>(&self, result: Result<T>) -> Result<T> {
+        let hint = "a file of this model is damaged or was changed: download it again, or choose another model";
+        result.with_context(|| self.place()).map_err(|e| if self == &ModelSource::Builtin { e } else { e.hint(hint) })
+    }
+
     fn place(&self) -> String {
         match self {
             ModelSource::Builtin => "the built-in model".to_string(),
@@ -261,7 +266,7 @@ fn stored(checkpoint: &Checkpoint) -> Vec<(Storage, usize, u64)> {
 impl Base {
     /// Loads the weights: the configuration is checked first, then the headers, then the tensors as they are read.
     pub fn load(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
-        Self::read(source, digests).with_context(|| source.place())
+        source.placed(Self::read(source, digests))
     }
 
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
@@ -503,13 +508,14 @@ mod tests {
         let tokenizer = super::super::tokenizer::tests::tokenizer_json().to_string();
         fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
         assert!(fault().contains("ids up to 306, config.json (vocab_size) only 100"), "{}", fault());
+        let hint =
+            || Model::load(&source, &DigestCache::none()).unwrap_err().hint_text().unwrap_or_default().to_string();
+        assert!(hint().contains("download it again"), "{}", hint());
         let config = config.to_string().replace("100", "400");
         fs::write(folder.path().join("config.json"), config).unwrap();
         assert!(fault().contains("neither model.safetensors nor"), "{}", fault());
         let put = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
         put("pytorch_model.bin", b"");
-        let hint =
-            || Model::load(&source, &DigestCache::none()).unwrap_err().hint_text().unwrap_or_default().to_string();
         assert!(hint().contains("convert it to safetensors"), "{}", hint());
         let header = br#"{"model.layers.1.mlp.up_proj.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
         put("model.safetensors", &[&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat());

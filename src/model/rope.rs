@@ -125,7 +125,7 @@ impl RopeScaling {
     ) -> Result<RopeScaling> {
         let within = |key: &str, least: f64, most: f64| match number(key)? {
             Some(x) if !(least..=most).contains(&x) => {
-                Err(Error::failure(format!("{} is {x}, outside {least} to {most}", named(key))))
+                Err(Error::failure(format!("{} is {}, outside {least} to {most}", named(key), text::number(x))))
             }
             found => Ok(found),
         };

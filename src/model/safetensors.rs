@@ -15,8 +15,8 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::checkpoint::{Checkpoint, Entry, Shard};
 use crate::error::{Context, Error, Result};
-use crate::fsio;
 use crate::text;
+use crate::{fsio, json};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -70,6 +70,10 @@ impl Checkpoint {
         let mut shards = Vec::new();
         let mut tensors: BTreeMap<String, Entry> = BTreeMap::new();
         for (number, name) in names.into_iter().enumerate() {
+            if !folder.join(name).exists() {
+                return Err(Error::failure(format!("{name} is missing; {INDEX} names it"))
+                    .hint("download the folder again, with all its files"));
+            }
             let (shard, found) = Shard::open(&folder.join(name), |file, size| read_header(file, size, number))?;
             shards.push(shard);
             for (tensor, entry) in found {
@@ -115,7 +119,7 @@ fn read_header(file: &mut impl Read, size: u64, shard: usize) -> Result<BTreeMap
     }
     let mut header = vec![0; length as usize];
     file.read_exact(&mut header)?;
-    let Header(infos) = serde_json::from_slice(&header).context("the header")?;
+    let Header(infos) = json::read(&header).context("the header")?;
 
     let data = size - 8 - length;
     let mut entries = Vec::with_capacity(infos.len());
@@ -215,7 +219,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
         weight_map: WeightMap,
     }
     let text = fsio::read_limited(path, MAX_INDEX)?;
-    let Index { weight_map: WeightMap(map) } = serde_json::from_slice(&text)?;
+    let Index { weight_map: WeightMap(map) } = json::read(&text)?;
     for (tensor, shard) in &map {
         let plain = shard.ends_with(".safetensors") && !shard.contains(['/', '\\', ':', '\0']);
         if !plain {

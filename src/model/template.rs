@@ -17,7 +17,7 @@ use serde::Deserialize;
 use super::message::{Message, Role};
 use super::tokenizer::{AddedToken, Piece, Tokenizer, prefixes};
 use crate::error::{Context, Error, Result};
-use crate::text;
+use crate::{json, text};
 
 /// What errors call it, before a line.
 const NAME: &str = "chat_template";
@@ -57,7 +57,7 @@ impl ChatTemplate {
     /// plain turns (ChatML).
     pub fn from_files(jinja: Option<&str>, tokenizer_config: Option<&[u8]>) -> Result<ChatTemplate> {
         let config: TokenizerConfig = match tokenizer_config {
-            Some(json) => serde_json::from_slice(json).context("tokenizer_config.json")?,
+            Some(json) => json::read(json).context("tokenizer_config.json")?,
             None => TokenizerConfig::default(),
         };
         let inner = config.chat_template.as_ref().map(TemplateField::source).transpose();
@@ -73,7 +73,7 @@ impl ChatTemplate {
         source: Option<&str>,
         tokens: impl Iterator<Item = (&'a str, String)>,
     ) -> Result<ChatTemplate> {
-        let mut template = Self::new(source.unwrap_or(CHATML)).context("chat template")?;
+        let mut template = Self::new(source.unwrap_or(CHATML))?;
         template.special = tokens.map(|(name, token)| (name.to_string(), token)).collect();
         Ok(template)
     }
@@ -147,8 +147,17 @@ impl fmt::Debug for ChatTemplate {
 }
 
 fn fault(error: minijinja::Error) -> Error {
+    let said = match (error.kind(), error.line()) {
+        // Its bounds, in the words of `bounds`.
+        (ErrorKind::OutOfFuel, line) => {
+            let what = error.detail().unwrap_or("it takes more steps than any conversation needs");
+            line.map_or(what.to_string(), |line| format!("{what} (line {line})"))
+        }
+        _ => error.to_string(),
+    };
     // What a template raises is its own words, of any length.
-    Error::failure(format!("the model's chat template failed: {}", text::one_line(&error.to_string(), 300)))
+    Error::failure(format!("the model's chat template failed: {}", text::one_line(&said, 300)))
+        .hint("correct the template (a folder's chat_template.jinja), or choose another model")
 }
 
 /// The message with every special string broken by `marker`. An assistant's markup (`<think>`) stays whole: the model
@@ -186,7 +195,7 @@ struct TokenizerConfig {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a template or a list of named ones")]
 enum TemplateField {
     One(String),
     Named(Vec<NamedTemplate>),
@@ -221,7 +230,7 @@ impl TemplateField {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a token")]
 enum TokenField {
     Text(String),
     Token { content: String },
@@ -315,7 +324,7 @@ mod tests {
         assert!(raised.text(&[], true, None).unwrap_err().to_string().contains("roles must alternate"));
         let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
         let error = ChatTemplate::new(nested).unwrap().text(&[], true, None).unwrap_err();
-        assert!(error.to_string().contains("fuel"), "{error}");
+        assert!(error.to_string().contains("than any conversation needs"), "{error}");
     }
 
     #[test]
@@ -356,7 +365,10 @@ mod tests {
             (loops("{% set ns.a = range(9999) | join(ns.a) %}"), "longer than any"),
             (loops("{% set ns.a = ns.a.join(range(9999)) %}"), "longer than any"),
             (loops("{% set x %}{{ ns.a }}{{ ns.a }}{% endset %}{% set ns.a = x %}"), "longer than any"),
-            (loops("{% for j in range(9999) %}{% for k in range(99) %}0123456789{% endfor %}{% endfor %}"), "fuel"),
+            (
+                loops("{% for j in range(9999) %}{% for k in range(99) %}0123456789{% endfor %}{% endfor %}"),
+                "than any conversation needs",
+            ),
             (loops(&format!("{{% for j in range(999) %}}{}{{% endfor %}}", "0".repeat(60_000))), "more text than any"),
             (
                 "{% set a = 'x' * 200000 %}".to_string()

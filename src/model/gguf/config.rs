@@ -4,8 +4,9 @@ use super::metadata::{Metadata, needed};
 use super::names;
 use crate::error::{Error, Result};
 use crate::model::checkpoint::Checkpoint;
-use crate::model::config::{Family, ModelConfig, limit};
+use crate::model::config::{Family, ModelConfig, RUNS, limit};
 use crate::model::rope::RopeScaling;
+use crate::text;
 
 /// Errors name the key, what it holds and what it may hold; so does what finch does not run.
 pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelConfig> {
@@ -42,12 +43,14 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
     for name in ["attention.value_length", "rope.dimension_count"] {
         if let Some(other) = size(name, limit::HEAD_DIM)?.filter(|&other| other != head_dim) {
             let key = key(name);
-            return Err(Error::failure(format!("{key} is {other}; finch runs it equal to the heads' {head_dim}")));
+            return Err(
+                Error::failure(format!("{key} is {other}; finch runs it equal to the heads' {head_dim}")).hint(RUNS)
+            );
         }
     }
     let within = |name: &str, value: f64, allowed: bool, range: &str| match allowed {
         true => Ok(value),
-        false => Err(Error::failure(format!("{} is {value}, outside {range}", key(name)))),
+        false => Err(Error::failure(format!("{} is {}, {range}", key(name), text::number(value)))),
     };
     let epsilon_key = "attention.layer_norm_rms_epsilon";
     let epsilon = needed(&key(epsilon_key), metadata.real(&key(epsilon_key))?)?;
@@ -66,8 +69,13 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
         kv_heads,
         head_dim,
         context: rope_scaling.context(context),
-        rms_norm_eps: within(epsilon_key, epsilon, epsilon > 0.0 && epsilon <= limit::EPSILON, "0 to 0.1")?,
-        rope_theta: within("rope.freq_base", theta, (1.0..=limit::ROPE_THETA).contains(&theta), "1 to 1e12")?,
+        rms_norm_eps: within(
+            epsilon_key,
+            epsilon,
+            epsilon > 0.0 && epsilon <= limit::EPSILON,
+            "not above 0 and 0.1 at most",
+        )?,
+        rope_theta: within("rope.freq_base", theta, (1.0..=limit::ROPE_THETA).contains(&theta), "outside 1 to 1e12")?,
         rope_scaling,
         attention_bias: match family {
             Family::Qwen2 => true,
@@ -80,15 +88,14 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
             "tensor {strange} belongs to no {architecture} network of {} blocks",
             config.layers
         ))
-        .hint("finch runs dense Qwen2, Qwen2.5 and Qwen3 language models"));
+        .hint(RUNS));
     }
     Ok(config)
 }
 
 /// The family and its name in keys; a file of another architecture or kind is refused by name.
 fn family(metadata: &Metadata) -> Result<(Family, &str)> {
-    let refuse =
-        |what: String| Err(Error::failure(what).hint("finch runs dense Qwen2, Qwen2.5 and Qwen3 language models"));
+    let refuse = |what: String| Err(Error::failure(what).hint(RUNS));
     if let Some(kind) = metadata.name("general.type")?.filter(|kind| *kind != "model") {
         return refuse(format!("general.type is {kind}, not model"));
     }
@@ -104,11 +111,11 @@ fn family(metadata: &Metadata) -> Result<(Family, &str)> {
 fn refuse_variants(metadata: &Metadata, key: &impl Fn(&str) -> String) -> Result<()> {
     let experts = key("expert_count");
     if let Some(count) = metadata.whole(&experts)?.filter(|&count| count > 0) {
-        return Err(Error::failure(format!("{experts} is {count}; finch runs dense models")));
+        return Err(Error::failure(format!("{experts} is {count}; finch runs dense models")).hint(RUNS));
     }
     let causal = key("attention.causal");
     if metadata.flag(&causal)? == Some(false) {
-        return Err(Error::failure(format!("{causal} is false; finch runs language models")));
+        return Err(Error::failure(format!("{causal} is false; finch runs language models")).hint(RUNS));
     }
     Ok(())
 }
@@ -131,7 +138,7 @@ fn rope_scaling(metadata: &Metadata, key: &impl Fn(&str) -> String, context: usi
     {
         let key = key(&format!("rope.scaling.{name}"));
         if let Some(value) = metadata.real(&key)?.filter(|&value| value != neutral) {
-            return Err(Error::failure(format!("{key} is {value}; finch runs {neutral}")));
+            return Err(Error::failure(format!("{key} is {value}; finch runs {neutral}")).hint(RUNS));
         }
     }
     let linear = key("rope.scale_linear");

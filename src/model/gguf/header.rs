@@ -45,7 +45,8 @@ pub(super) fn read(file: impl Read, size: u64, shard: usize) -> Result<Head> {
     match version {
         2 | 3 => {}
         _ if matches!(version.swap_bytes(), 2 | 3) => {
-            return Err(Error::failure("the file is big-endian; finch reads little-endian files"));
+            return Err(Error::failure("the file is big-endian; finch reads little-endian files")
+                .hint("choose the little-endian file of this model"));
         }
         _ => {
             return Err(Error::failure(format!("GGUF version {version}; finch reads 2 and 3"))
@@ -204,7 +205,11 @@ impl<R: Read> Source<R> {
             )));
         };
         if length > self.items {
-            return Err(Error::failure(format!("a list of {length} items; {} may come", self.items)).hint(DAMAGED));
+            return Err(Error::failure(format!(
+                "a list of {length} items, more than the {} that may come",
+                self.items
+            ))
+            .hint(DAMAGED));
         }
         if length * least > self.left() {
             let left = self.left();
@@ -256,8 +261,10 @@ impl<R: Read> Source<R> {
         let len = total.and_then(|total| (total / numbers).checked_mul(bytes));
         let sizes = shape.iter().rev().map(|&n| usize::try_from(n).ok()).collect::<Option<Vec<_>>>();
         let (Some(len), Some(sizes)) = (len, sizes) else {
-            return Err(Error::failure(format!("dimensions {shape:?}: each must be 1 or more, their product a size"))
-                .hint(DAMAGED));
+            return Err(Error::failure(format!(
+                "dimensions {shape:?}: each must be 1 or more, and a file must have room for their product"
+            ))
+            .hint(DAMAGED));
         };
         if !width.is_multiple_of(numbers) {
             return Err(Error::failure(format!("rows of {width} do not divide into {storage}'s blocks of {numbers}")));

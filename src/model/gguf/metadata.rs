@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
+use crate::text;
 
 /// Longest text that is a name, in bytes.
 const MAX_NAME: usize = 64;
@@ -98,7 +99,7 @@ impl Metadata {
         let Some(value) = self.0.get(key) else { return Ok(None) };
         let found = || match value {
             Value::Whole(n) => n.to_string(),
-            Value::Real(x) => x.to_string(),
+            Value::Real(x) => text::number(*x),
             other => other.kind().to_string(),
         };
         take(value).map(Some).ok_or_else(|| Error::failure(format!("{key} is {}, not {wanted}", found())))

@@ -13,6 +13,7 @@ use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 use super::{MAX_ADDED, MAX_ENTRIES, Tokenizer, pair};
 use crate::error::{Context, Error, Result};
+use crate::json;
 use crate::text;
 
 /// What decides whether finch can use the file; read before the library sees any of it.
@@ -64,7 +65,7 @@ struct Bpe {
 
 /// "h i" in older files, ["h", "i"] in newer ones.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected two tokens")]
 enum Merge {
     Text(String),
     Pair(String, String),
@@ -87,10 +88,10 @@ struct Decoder {
 /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
 pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
     let config: Config = match config {
-        Some(json) => serde_json::from_slice(json).context("tokenizer_config.json")?,
+        Some(json) => json::read(json).context("tokenizer_config.json")?,
         None => Config::default(),
     };
-    let mut head: Head = serde_json::from_slice(json).context("tokenizer.json")?;
+    let mut head: Head = json::read(json).context("tokenizer.json")?;
     add(&mut head.added_tokens, config.added_tokens_decoder).context("tokenizer_config.json")?;
     build(head, json).context("tokenizer.json")
 }
@@ -121,7 +122,7 @@ fn add(known: &mut Vec<Added>, more: BTreeMap<String, Decoder>) -> Result<()> {
 
 fn build(head: Head, json: &[u8]) -> Result<Tokenizer> {
     check(&head)?;
-    let body: Body = serde_json::from_slice(json)?;
+    let body: Body = json::read(json)?;
     let merges = body.model.merges.into_iter().enumerate().map(|(at, merge)| match merge {
         Merge::Pair(left, right) => Ok((left, right)),
         Merge::Text(text) => pair(&text)
