@@ -6,7 +6,7 @@ use crate::cli::ModelsCommand;
 use crate::error::Result;
 use crate::model::config::{Family, ModelConfig};
 use crate::model::digest::DigestCache;
-use crate::model::load::{Facts, ModelSource};
+use crate::model::load::{Engine, Facts, ModelSource};
 use crate::paths::Paths;
 use crate::repl::render::bytes;
 use crate::text;
@@ -64,11 +64,14 @@ fn stored(facts: &Facts) -> String {
     types.collect::<Vec<_>>().join(", ")
 }
 
-/// Weights are computed with as f32, whatever the file holds.
 fn memory(facts: &Facts) -> String {
     let whole = facts.memory.weights + facts.memory.token * facts.config.context as u64;
+    let weights = match facts.engine {
+        Engine::Candle => "weights in F32",
+        Engine::Cpu => "weights as they are stored",
+    };
     format!(
-        "{} (weights in F32), and {} a token of a chat: {} with the context full",
+        "{} ({weights}), and {} a token of a chat: {} with the context full",
         bytes(facts.memory.weights),
         bytes(facts.memory.token),
         bytes(whole)

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::lora::Target;
+use super::lora::{LoraWeights, Target};
 use super::rope::RopeScaling;
 use crate::error::{Context, Error, Result};
 use crate::{json, text};
@@ -60,6 +60,42 @@ impl ModelConfig {
     pub fn is_small(&self) -> bool {
         let block: usize = Target::ALL.into_iter().map(|t| self.linear_shape(t)).map(|(i, o)| i * o).sum();
         self.layers * block + self.vocab_size * self.hidden_size < 50_000_000
+    }
+
+    /// Whether one of the seven linear layers has a bias.
+    pub fn has_bias(&self, target: Target) -> bool {
+        match target {
+            Target::Q | Target::K | Target::V => self.attention_bias,
+            Target::O => self.attention_bias && self.family == Family::Qwen3,
+            Target::Gate | Target::Up | Target::Down => false,
+        }
+    }
+
+    /// Errors when there is no id, or one that the embedding does not have.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            Some(id) => Err(Error::failure(format!("token id {id} is outside the vocabulary of {}", self.vocab_size))),
+            None if ids.is_empty() => Err(Error::failure("no tokens were given to the network")),
+            None => Ok(()),
+        }
+    }
+
+    /// Errors, naming the module, when an adapter is made for another shape: it is used as it is or not at all.
+    pub fn check_fit(&self, lora: &LoraWeights) -> Result<()> {
+        for m in &lora.modules {
+            let name = m.peft_prefix();
+            if m.layer >= self.layers {
+                return Err(Error::failure(format!("{name}: the base has only {} layers", self.layers)));
+            }
+            let (inputs, outputs) = self.linear_shape(m.target);
+            if (m.in_features, m.out_features) != (inputs, outputs) {
+                return Err(Error::failure(format!(
+                    "{name}: the adapter is made for {} → {}, the base has {inputs} → {outputs}",
+                    m.in_features, m.out_features
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// `(in_features, out_features)` of one of the seven linear layers.

@@ -8,17 +8,18 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::Network;
 use super::builtin;
-use super::candle::{CandleNetwork, Memory};
+use super::candle::CandleNetwork;
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
+use super::cpu::CpuNetwork;
 use super::digest::DigestCache;
 use super::generation::GenerationConfig;
 use super::gguf::{self, Gguf};
 use super::storage::Storage;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
+use super::{Memory, Network};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
 use crate::paths::Paths;
@@ -79,8 +80,9 @@ pub struct Facts {
     pub stored: Vec<(Storage, usize, u64)>,
     /// The version of a GGUF file.
     pub gguf: Option<u32>,
-    /// What running it takes.
+    /// What running it takes, on the network that would.
     pub memory: Memory,
+    pub engine: Engine,
     /// SHA-256 of the weights, in hex.
     pub digest: String,
 }
@@ -151,12 +153,14 @@ impl ModelSource {
             let Weights { config, checkpoint, gguf } = self.weights()?;
             let size = |name| checkpoint.shape(name).map_or(0, |shape| shape.iter().map(|n| *n as u64).product());
             let parameters = checkpoint.names().map(size).sum();
-            let memory = CandleNetwork::memory(&config)?;
+            let engine = Engine::from_env()?;
+            let memory = engine.memory(&config, &checkpoint)?;
             Ok(Facts {
                 parameters,
                 stored: stored(&checkpoint),
                 gguf,
                 memory,
+                engine,
                 digest: digests.digest(&checkpoint)?,
                 config,
             })
@@ -271,8 +275,12 @@ impl Base {
 
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
         let Weights { config, checkpoint, .. } = source.weights()?;
-        check_memory(&config)?;
-        let network = Arc::new(CandleNetwork::load(&config, &checkpoint, &device())?);
+        let engine = Engine::from_env()?;
+        check_memory(&engine.memory(&config, &checkpoint)?)?;
+        let network: Arc<dyn Network> = match engine {
+            Engine::Candle => Arc::new(CandleNetwork::load(&config, &checkpoint, &device())?),
+            Engine::Cpu => Arc::new(CpuNetwork::load(&config, &checkpoint, threads())?),
+        };
         Ok(Base {
             name: source.name(),
             digest: digests.digest(&checkpoint)?,
@@ -361,8 +369,8 @@ fn check_vocabulary(tokenizer: &Tokenizer, from: &str, rows: usize, of: &str) ->
 
 /// A network that this machine cannot hold is an error, where running out of memory would end the process: a file of
 /// holes can claim any size.
-fn check_memory(config: &ModelConfig) -> Result<()> {
-    let needed = CandleNetwork::memory(config)?.weights;
+fn check_memory(memory: &Memory) -> Result<()> {
+    let needed = memory.weights;
     match machine_memory() {
         Some(all) if needed > all => {
             let [needed, all] = [needed, all].map(|bytes| bytes as f64 / 1e9);
@@ -381,6 +389,40 @@ fn machine_memory() -> Option<u64> {
         line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
     };
     Some((kilobytes("MemTotal")? + kilobytes("SwapTotal").unwrap_or(0)) * 1024)
+}
+
+/// Which network computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Any device, training too; weights are widened to f32.
+    Candle,
+    /// Packed weights on the processor's cores; no training yet.
+    Cpu,
+}
+
+impl Engine {
+    /// `FINCH_NETWORK`: `candle` (or nothing), or `cpu`. Errors (usage) on anything else.
+    pub fn from_env() -> Result<Engine> {
+        match std::env::var_os("FINCH_NETWORK").as_ref().map(|name| name.to_string_lossy()).as_deref() {
+            None | Some("" | "candle") => Ok(Engine::Candle),
+            Some("cpu") => Ok(Engine::Cpu),
+            Some(other) => Err(Error::usage(format!("FINCH_NETWORK is {other:?}; it can be candle or cpu"))),
+        }
+    }
+
+    /// What a model takes on it.
+    fn memory(self, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Memory> {
+        match self {
+            Engine::Candle => CandleNetwork::memory(config),
+            Engine::Cpu => Ok(CpuNetwork::memory(config, checkpoint)),
+        }
+    }
+}
+
+/// As many as this process may use, or as `RAYON_NUM_THREADS` says, which the candle network goes by.
+fn threads() -> usize {
+    let set = std::env::var("RAYON_NUM_THREADS").ok().and_then(|set| set.parse().ok()).filter(|&set| set > 0);
+    set.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// A GPU where this build and machine have one, else the CPU.
@@ -535,9 +577,10 @@ mod tests {
             "intermediate_size": 1 << 20, "num_hidden_layers": 512, "num_attention_heads": 1, "head_dim": 8});
         let config = ModelConfig::from_json(json.to_string().as_bytes()).unwrap();
         if machine_memory().is_some() {
-            let error = check_memory(&config).unwrap_err().to_string();
+            let error = check_memory(&CandleNetwork::memory(&config).unwrap()).unwrap_err().to_string();
             assert!(error.contains("GB of memory, this machine has"), "{error}");
         }
-        assert!(check_memory(&ModelConfig { layers: 1, vocab_size: 8, intermediate_size: 8, ..config }).is_ok());
+        let small = ModelConfig { layers: 1, vocab_size: 8, intermediate_size: 8, ..config };
+        assert!(check_memory(&CandleNetwork::memory(&small).unwrap()).is_ok());
     }
 }

@@ -3,14 +3,15 @@
 //! This file is the seam. The engine and the trainer know a network only through the three traits below: token ids in,
 //! logits out ([`Decoder`]); token ids in, log-probabilities of completion tokens out, their gradients back in, parameter
 //! gradients out ([`Learner`], [`Pass`]). Every training objective is a function of those log-probabilities, and logits are
-//! never held whole. Behind the seam stands the candle network (any device, the oracle in tests); a second, faster CPU
-//! network can join it without a change above.
+//! never held whole. Behind the seam stand two networks: the candle one (any device, training, the oracle in tests) and a
+//! faster one for the CPU, which does not train yet. Nothing above knows which.
 
 pub mod builtin;
 pub mod candle;
 pub mod checkpoint;
 pub mod config;
 pub mod courtesy;
+pub mod cpu;
 pub mod digest;
 pub mod generation;
 pub mod gguf;
@@ -45,6 +46,14 @@ pub trait Network: Send + Sync {
 
     /// A learner for the LoRA parameters laid out as in `layout` (its values are the start values).
     fn learner(&self, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> Result<Box<dyn Learner>>;
+}
+
+/// What a network takes while it runs, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    pub weights: u64,
+    /// Keys and values of one token.
+    pub token: u64,
 }
 
 /// One sequence being decoded: a KV cache and what runs over it.

@@ -178,7 +178,7 @@ fn q6_k(block: &[u8; 210], out: &mut Vec<f32>) {
 }
 
 /// The low halves of all bytes, then the high ones.
-fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
+pub(super) fn nibbles(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.iter().map(|b| b & 15).chain(bytes.iter().map(|b| b >> 4))
 }
 
@@ -188,7 +188,7 @@ fn bits(bytes: &[u8]) -> impl Iterator<Item = u8> {
 }
 
 /// The 6-bit scale and minimum of a group: eight of each in 12 bytes, the top bits of the later four in the first eight.
-fn scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
+pub(super) fn scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = if group < 4 {
         (scales[group] & 63, scales[group + 4] & 63)
     } else {

@@ -35,7 +35,7 @@ use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::courtesy::Courtesy;
 use super::lora::{LoraWeights, Target};
-use super::{Decoder, Learner, Network};
+use super::{Decoder, Learner, Memory, Network};
 use crate::error::{Context, Error, Result};
 use decode::CandleDecoder;
 use forward::Rope;
@@ -59,14 +59,6 @@ struct Shared {
     row_squares: Vec<[OnceLock<Tensor>; 7]>,
     /// A pool of one thread for networks too small to be worth waking others for.
     small: Option<rayon::ThreadPool>,
-}
-
-/// What a network takes while it runs, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    pub weights: u64,
-    /// Keys and values of one token.
-    pub token: u64,
 }
 
 impl CandleNetwork {
@@ -139,7 +131,7 @@ impl Shared {
 
     /// An id past the embedding is an error here, not an out-of-bounds read in a kernel.
     fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        check_ids(&self.config, ids)
+        self.config.check_ids(ids)
     }
 
     /// Runs `work` where its products belong: on one thread for a small network, on all for others.
@@ -149,32 +141,6 @@ impl Shared {
             _ => work(), // or this is such a thread already
         }
     }
-}
-
-fn check_ids(config: &ModelConfig, ids: &[u32]) -> Result<()> {
-    match ids.iter().find(|id| **id as usize >= config.vocab_size) {
-        Some(id) => Err(Error::failure(format!("token id {id} is outside the vocabulary of {}", config.vocab_size))),
-        None if ids.is_empty() => Err(Error::failure("no tokens were given to the network")),
-        None => Ok(()),
-    }
-}
-
-/// An adapter is used as it is or not at all.
-fn check_fit(config: &ModelConfig, lora: &LoraWeights) -> Result<()> {
-    for m in &lora.modules {
-        let name = m.peft_prefix();
-        if m.layer >= config.layers {
-            return Err(Error::failure(format!("{name}: the base has only {} layers", config.layers)));
-        }
-        let (inputs, outputs) = config.linear_shape(m.target);
-        if (m.in_features, m.out_features) != (inputs, outputs) {
-            return Err(Error::failure(format!(
-                "{name}: the adapter is made for {} → {}, the base has {inputs} → {outputs}",
-                m.in_features, m.out_features
-            )));
-        }
-    }
-    Ok(())
 }
 
 impl Network for CandleNetwork {
@@ -194,7 +160,7 @@ impl Network for CandleNetwork {
         let shared = &self.shared;
         let pairs = adapter
             .map(|lora| {
-                check_fit(&shared.config, lora).context("the adapter does not fit this base")?;
+                shared.config.check_fit(lora).context("the adapter does not fit this base")?;
                 let gather = || {
                     Pairs::gather(shared, lora, |m| {
                         let a = Tensor::from_slice(lora.a(m), (m.rank, m.in_features), &shared.device)?;
@@ -211,7 +177,7 @@ impl Network for CandleNetwork {
     }
 
     fn learner(&self, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> Result<Box<dyn Learner>> {
-        check_fit(&self.shared.config, layout).context("the adapter does not fit this base")?;
+        self.shared.config.check_fit(layout).context("the adapter does not fit this base")?;
         Ok(Box::new(CandleLearner::new(Arc::clone(&self.shared), layout, courtesy)?))
     }
 }

@@ -3,7 +3,6 @@
 use candle_core::Tensor;
 
 use super::attention::attention;
-use super::check_ids;
 use super::forward::by_head;
 use crate::error::{Error, Result};
 use crate::model::Tokens;
@@ -33,7 +32,7 @@ impl Packed {
             counts: Vec::new(),
         };
         for row in rows {
-            check_ids(config, &row.ids)?;
+            config.check_ids(&row.ids)?;
             if row.targets.len() != row.ids.len() || row.targets[0] || row.target_count() == 0 {
                 return Err(Error::failure("a training row needs a completion after its first token"));
             }

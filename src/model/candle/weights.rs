@@ -57,7 +57,7 @@ fn block(config: &ModelConfig, layer: usize, source: &mut Source<'_>) -> Result<
         let (inputs, outputs) = config.linear_shape(target);
         let module = format!("{prefix}.{}.{}", target.block(), target.name());
         linear.push(source(&format!("{module}.weight"), &[outputs, inputs])?);
-        bias.push(if has_bias(config, target) { Some(source(&format!("{module}.bias"), &[outputs])?) } else { None });
+        bias.push(if config.has_bias(target) { Some(source(&format!("{module}.bias"), &[outputs])?) } else { None });
     }
     let mut head_norm = |name: &str| -> Result<Option<Tensor>> {
         match config.family {
@@ -74,14 +74,6 @@ fn block(config: &ModelConfig, layer: usize, source: &mut Source<'_>) -> Result<
         q_norm,
         k_norm,
     })
-}
-
-fn has_bias(config: &ModelConfig, target: Target) -> bool {
-    match target {
-        Target::Q | Target::K | Target::V => config.attention_bias,
-        Target::O => config.attention_bias && config.family == Family::Qwen3,
-        Target::Gate | Target::Up | Target::Down => false,
-    }
 }
 
 /// A trainable tensor's name, shape and place in the flat parameter vector.

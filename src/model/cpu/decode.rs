@@ -1,0 +1,242 @@
+//! Decoding: one sequence through the packed weights, about five regions a layer.
+
+use std::sync::Arc;
+
+use super::Shared;
+use super::attention::HeadCache;
+use super::math::{rms_norm, rotate};
+use super::matrix::{Input, Matrix, TILE};
+use super::pack::Packer;
+use super::plane::Plane;
+use super::products::{Layer, On, Pair};
+use super::rounded::Rounded;
+use super::weights::Block;
+use crate::error::Result;
+use crate::model::Decoder;
+use crate::model::lora::{LoraWeights, Target};
+
+/// Tokens that go through the network at once.
+const CHUNK: usize = 256;
+
+/// An adapter's pairs, by layer and place in [`Target::ALL`].
+pub(super) struct Pairs(Vec<[Option<Pair>; 7]>);
+
+impl Pairs {
+    /// Packs the pairs of an adapter that fits a base of `layers` layers.
+    pub fn pack(layers: usize, lora: &LoraWeights) -> Result<Pairs> {
+        let mut pairs: Vec<[Option<Pair>; 7]> = (0..layers).map(|_| Default::default()).collect();
+        for m in &lora.modules {
+            pairs[m.layer][m.target as usize] = Some(Pair {
+                a: Packer::plain(m.rank, m.in_features, lora.a(m))?,
+                b: Packer::plain(m.out_features, m.rank, lora.b(m))?,
+                scale: m.scale,
+            });
+        }
+        Ok(Pairs(pairs))
+    }
+}
+
+pub(super) struct CpuDecoder {
+    shared: Arc<Shared>,
+    pairs: Option<Pairs>,
+    /// By layer and key/value head.
+    caches: Vec<Vec<HeadCache>>,
+    len: usize,
+    /// Every product is of f32 activations, and keys and values keep every bit: since this decoder was asked to score.
+    exact: bool,
+    room: Room,
+}
+
+/// The activations of some tokens on their way, kept from call to call.
+#[derive(Default)]
+struct Room {
+    /// The residual stream, `[tokens, hidden]`.
+    stream: Plane,
+    /// What a region reads, `[tokens, in]`, and the same rounded.
+    x: Plane,
+    rounded: Rounded,
+    q: Plane,
+    k: Plane,
+    v: Plane,
+    gated: Plane,
+    /// `[tokens, head_dim / 2]`
+    cos: Plane,
+    sin: Plane,
+}
+
+impl CpuDecoder {
+    pub fn new(shared: Arc<Shared>, pairs: Option<Pairs>) -> Self {
+        let (room, caches) = (Room::default(), caches(&shared, false));
+        CpuDecoder { shared, pairs, caches, len: 0, exact: false, room }
+    }
+
+    /// Appends `ids`, few and checked. Their hidden states after the last norm are `room.x` then.
+    fn append(&mut self, ids: &[u32]) {
+        let CpuDecoder { shared, pairs, caches, len: past, exact, room } = self;
+        let (config, weights) = (&shared.config, &shared.weights);
+        let (on, past, tokens) = (On { pool: &shared.pool, level: shared.level }, *past, ids.len());
+        room.stream.resize(tokens, config.hidden_size);
+        room.turns(&shared.turns, past, tokens);
+        on.pool.rows(&mut room.stream, |row, out| weights.embed.read(ids[row] as usize, out));
+        for (at, (block, caches)) in weights.blocks.iter().zip(caches).enumerate() {
+            let layer = |target: Target| {
+                let pair = pairs.as_ref().and_then(|pairs| pairs.0[at][target as usize].as_ref());
+                Layer { pair, ..block.layer(target) }
+            };
+            let [q, k, v] = [Target::Q, Target::K, Target::V].map(layer);
+            for (layer, out) in [(q, &mut room.q), (k, &mut room.k), (v, &mut room.v)] {
+                out.resize(tokens, layer.matrix.rows());
+            }
+            room.normalise(on, &block.input_norm, config.rms_norm_eps);
+            let x = input(on, &room.x, &mut room.rounded, &[q.matrix, k.matrix, v.matrix], *exact);
+            on.linear([q, k, v], x, [&mut room.q, &mut room.k, &mut room.v], false);
+            room.attend(on, block, caches, (past, config.head_dim), config.rms_norm_eps);
+            let o = layer(Target::O);
+            let x = input(on, &room.x, &mut room.rounded, &[o.matrix], *exact);
+            on.linear([o], x, [&mut room.stream], true);
+
+            let [gate, up, down] = [Target::Gate, Target::Up, Target::Down].map(layer);
+            room.normalise(on, &block.post_norm, config.rms_norm_eps);
+            room.gated.resize(tokens, gate.matrix.rows());
+            let x = input(on, &room.x, &mut room.rounded, &[gate.matrix, up.matrix], *exact);
+            on.gated(gate, up, x, &mut room.gated);
+            let x = input(on, &room.gated, &mut room.rounded, &[down.matrix], *exact);
+            on.linear([down], x, [&mut room.stream], true);
+        }
+        room.normalise(on, &weights.norm, config.rms_norm_eps);
+        self.len += tokens;
+    }
+
+    /// Logits of the rows of `hidden`, `[rows, vocab]`.
+    fn logits(&mut self, hidden: &Plane) -> Plane {
+        let (shared, head) = (&self.shared, self.shared.weights.head());
+        let on = On { pool: &shared.pool, level: shared.level };
+        let mut logits = Plane::new(hidden.rows(), head.matrix.rows());
+        let x = input(on, hidden, &mut self.room.rounded, &[head.matrix], self.exact);
+        on.linear([head], x, [&mut logits], false);
+        logits
+    }
+}
+
+fn caches(shared: &Shared, full: bool) -> Vec<Vec<HeadCache>> {
+    let config = &shared.config;
+    let heads = || (0..config.kv_heads).map(|_| HeadCache::new(config.head_dim, full)).collect();
+    (0..config.layers).map(|_| heads()).collect()
+}
+
+/// Rounds `x` where one of the matrices can make use of it.
+fn input<'a>(on: On<'_>, x: &'a Plane, rounded: &'a mut Rounded, matrices: &[&Matrix], exact: bool) -> Input<'a> {
+    let wanted = !exact && matrices.iter().any(|matrix| matrix.is_coded());
+    if wanted {
+        rounded.fill(on.pool, on.level, x);
+    }
+    Input { plane: x, rounded: wanted.then_some(rounded) }
+}
+
+impl Room {
+    /// Cosines and sines of the positions from `past` on.
+    fn turns(&mut self, (frequencies, factor): &(Vec<f32>, f32), past: usize, tokens: usize) {
+        self.cos.resize(tokens, frequencies.len());
+        self.sin.resize(tokens, frequencies.len());
+        for token in 0..tokens {
+            let turns = self.cos.row_mut(token).iter_mut().zip(self.sin.row_mut(token)).zip(frequencies);
+            for ((cos, sin), frequency) in turns {
+                let turn = ((past + token) as f32 * frequency).sin_cos();
+                (*sin, *cos) = (factor * turn.0, factor * turn.1);
+            }
+        }
+    }
+
+    fn normalise(&mut self, on: On<'_>, weight: &[f32], eps: f64) {
+        let stream = &self.stream;
+        self.x.resize(stream.rows(), stream.width());
+        on.pool.rows(&mut self.x, |row, out| rms_norm(on.level, stream.row(row), weight, eps as f32, out));
+    }
+
+    /// Appends keys and values to the caches of a layer, and puts what the queries see into `x`.
+    fn attend(&mut self, on: On<'_>, block: &Block, caches: &mut [HeadCache], (past, dim): (usize, usize), eps: f64) {
+        let Room { x, q, k, v, cos, sin, .. } = self;
+        let (q, k, v, cos, sin) = (&*q, &*k, &*v, &*cos, &*sin);
+        let head_of = |from: &Plane, token: usize, head: usize, norm: Option<&Vec<f32>>, out: &mut [f32]| {
+            let head = &from.row(token)[head * dim..][..dim];
+            match norm {
+                Some(norm) => rms_norm(on.level, head, norm, eps as f32, out),
+                None => out.copy_from_slice(head),
+            }
+            rotate(out, cos.row(token), sin.row(token));
+        };
+        on.pool.each(caches, |head, cache| {
+            let mut key = vec![0.0; dim];
+            for token in 0..k.rows() {
+                head_of(k, token, head, block.k_norm.as_ref(), &mut key);
+                cache.push(&key, &v.row(token)[head * dim..][..dim]);
+            }
+        });
+        let (caches, group) = (&*caches, q.width() / dim / caches.len());
+        let scale = 1.0 / (dim as f32).sqrt();
+        x.resize(q.rows(), q.width());
+        on.pool.tiles([x], (TILE, group * dim), 1, |place, tile| {
+            let mut queries = vec![0.0; tile.rows() * group * dim];
+            for (at, query) in queries.chunks_exact_mut(dim).enumerate() {
+                let (token, head) = (place.row * TILE + at / group, place.column * group + at % group);
+                head_of(q, token, head, block.q_norm.as_ref(), query);
+                query.iter_mut().for_each(|x| *x *= scale);
+            }
+            let seen: Vec<usize> =
+                (0..tile.rows() * group).map(|at| past + place.row * TILE + at / group + 1).collect();
+            caches[place.column].attend(on.level, &mut queries, &seen);
+            for (row, values) in queries.chunks_exact(group * dim).enumerate() {
+                tile.row(row).copy_from_slice(values);
+            }
+        });
+    }
+}
+
+impl Decoder for CpuDecoder {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.caches.iter_mut().flatten().for_each(|cache| cache.truncate(len));
+    }
+
+    fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.shared.config.check_ids(ids)?;
+        ids.chunks(CHUNK).for_each(|chunk| self.append(chunk));
+        let hidden = &self.room.x;
+        let mut last = Plane::new(1, hidden.width());
+        last.row_mut(0).copy_from_slice(hidden.row(hidden.rows() - 1));
+        Ok(self.logits(&last).row(0).to_vec())
+    }
+
+    fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.shared.config.check_ids(ids)?;
+        if !self.exact {
+            self.exact = true;
+            self.caches = caches(&self.shared, true);
+        }
+        let mut logprobs = Vec::with_capacity(ids.len());
+        for (at, chunk) in ids.chunks(CHUNK).enumerate() {
+            self.append(chunk);
+            let next = &ids[at * CHUNK + 1..ids.len().min(at * CHUNK + chunk.len() + 1)];
+            for (first, next) in (0..).step_by(TILE).zip(next.chunks(TILE)) {
+                let mut hidden = Plane::new(next.len(), self.room.x.width());
+                for row in 0..next.len() {
+                    hidden.row_mut(row).copy_from_slice(self.room.x.row(first + row));
+                }
+                let logits = self.logits(&hidden);
+                logprobs.extend(next.iter().enumerate().map(|(row, id)| logprob(logits.row(row), *id as usize)));
+            }
+        }
+        Ok(logprobs)
+    }
+}
+
+/// log softmax(logits)[id]
+fn logprob(logits: &[f32], id: usize) -> f32 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from((logit - largest).exp())).sum();
+    (f64::from(logits[id] - largest) - sum.ln()) as f32
+}

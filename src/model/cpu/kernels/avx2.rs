@@ -1,0 +1,176 @@
+//! AVX2 with FMA: two registers a value; products of bytes by pairs, in sixteen bits as long as they fit.
+
+use std::arch::x86_64::*;
+
+use super::{Isa, LANES, Line, Work};
+
+/// The proof that the processor has AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    pub fn detect() -> Option<Avx2> {
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        has.then_some(Avx2(()))
+    }
+
+    pub fn run<W: Work>(self, work: W) -> W::Out {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inside<W: Work>(isa: Avx2, work: W) -> W::Out {
+            work.run(isa)
+        }
+        // SAFETY: `self` exists only where `detect` has found every feature that `inside` asks for.
+        unsafe { inside(self, work) }
+    }
+}
+
+/// An instruction of a processor that `Avx2::detect` has approved of.
+macro_rules! op {
+    ($($instruction:tt)+) => {
+        // SAFETY: a value of `Avx2`, which every method takes, exists only where `detect` has found the features. The loads
+        // and stores among the instructions stay inside the arrays that they are given, and need no alignment.
+        unsafe { $($instruction)+ }
+    };
+}
+
+/// Both halves of an array of sixteen.
+#[inline(always)]
+fn halves<T>(x: &[T; LANES]) -> [&[T]; 2] {
+    let (low, high) = x.split_at(LANES / 2);
+    [low, high]
+}
+
+impl Isa for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+
+    const OFFSET: f32 = 0.0;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [op!(_mm256_set1_ps(x)); 2]
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        halves(x).map(|x| op!(_mm256_loadu_ps(x.as_ptr())))
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        for (out, x) in out.as_chunks_mut::<8>().0.iter_mut().zip(x) {
+            op!(_mm256_storeu_ps(out.as_mut_ptr(), x));
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        [op!(_mm256_mul_ps(a[0], b[0])), op!(_mm256_mul_ps(a[1], b[1]))]
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        [op!(_mm256_fmadd_ps(a[0], b[0], c[0])), op!(_mm256_fmadd_ps(a[1], b[1], c[1]))]
+    }
+
+    #[inline(always)]
+    fn half(self, x: &[u16; LANES]) -> Self::F {
+        halves(x).map(|x| op!(_mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
+
+    #[inline(always)]
+    fn brain(self, x: &[u16; LANES]) -> Self::F {
+        halves(x).map(|x| {
+            op!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())))))
+        })
+    }
+
+    #[inline(always)]
+    fn unsigned(self, x: &[u8; LANES]) -> Self::F {
+        self.float(halves(x).map(|x| op!(_mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())))))
+    }
+
+    #[inline(always)]
+    fn signed(self, x: &[u8; LANES]) -> Self::F {
+        self.float(halves(x).map(|x| op!(_mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())))))
+    }
+
+    #[inline(always)]
+    fn bytes(self, line: &Line) -> Self::B {
+        let (low, high) = line.0.split_at(32);
+        [low, high].map(|x| op!(_mm256_loadu_si256(x.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn shr(self, x: Self::B, n: u32, mask: u8) -> Self::B {
+        x.map(|x| op!(_mm256_and_si256(_mm256_srl_epi16(x, _mm_cvtsi32_si128(n as i32)), _mm256_set1_epi8(mask as i8))))
+    }
+
+    #[inline(always)]
+    fn shl(self, x: Self::B, n: u32, mask: u8) -> Self::B {
+        x.map(|x| op!(_mm256_and_si256(_mm256_sll_epi16(x, _mm_cvtsi32_si128(n as i32)), _mm256_set1_epi8(mask as i8))))
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::B, b: Self::B) -> Self::B {
+        [op!(_mm256_or_si256(a[0], b[0])), op!(_mm256_or_si256(a[1], b[1]))]
+    }
+
+    #[inline(always)]
+    fn eight(self, line: &Line) -> Self::B {
+        self.bytes(line)
+    }
+
+    #[inline(always)]
+    fn code<const SIGNED: bool>(self, x: Self::B, at: u32) -> Self::F {
+        self.float(x.map(|x| {
+            let top = op!(_mm256_sll_epi32(x, _mm_cvtsi32_si128(24 - 8 * at as i32)));
+            if SIGNED { op!(_mm256_srai_epi32::<24>(top)) } else { op!(_mm256_srli_epi32::<24>(top)) }
+        }))
+    }
+
+    #[inline(always)]
+    fn zero(self) -> Self::I {
+        [op!(_mm256_setzero_si256()); 2]
+    }
+
+    #[inline(always)]
+    fn dot(self, bits: u32, mut acc: Self::I, w: [Self::B; 4], x: &[i8; 16]) -> Self::I {
+        let x: [__m256i; 4] = std::array::from_fn(|group| {
+            let x = x.as_chunks::<4>().0[group].map(|x| x as u8);
+            op!(_mm256_set1_epi32(i32::from_le_bytes(x)))
+        });
+        for (half, acc) in acc.iter_mut().enumerate() {
+            // A pair of products in sixteen bits.
+            let pair = |group: usize| {
+                let (w, x) = (w[group][half], x[group]);
+                match bits {
+                    // |w| ≤ 128 as an unsigned number, its sign with x: at most 2 · 128 · 127 < 2¹⁵.
+                    8 => op!(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))),
+                    _ => op!(_mm256_maddubs_epi16(w, x)),
+                }
+            };
+            let both = |a, b| op!(_mm256_add_epi16(a, b));
+            let mut add = |pairs| {
+                *acc = op!(_mm256_add_epi32(*acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
+            };
+            match bits {
+                // Four pairs: at most 4 · 2 · 31 · 127 = 31,496 < 2¹⁵.
+                0..=5 => add(both(both(pair(0), pair(1)), both(pair(2), pair(3)))),
+                // Two pairs: at most 2 · 2 · 63 · 127 = 32,004 < 2¹⁵.
+                6 => [both(pair(0), pair(1)), both(pair(2), pair(3))].into_iter().for_each(add),
+                _ => [pair(0), pair(1), pair(2), pair(3)].into_iter().for_each(add),
+            }
+        }
+        acc
+    }
+
+    #[inline(always)]
+    fn float(self, x: Self::I) -> Self::F {
+        x.map(|x| op!(_mm256_cvtepi32_ps(x)))
+    }
+}

@@ -1,0 +1,290 @@
+//! Products of sixteen rows of a packed matrix with a few vectors at once, built from [`Isa`]'s operations.
+//!
+//! A vector is a row of activations: f32 ([`Plane`](super::super::plane::Plane)), or rounded to eight bits in blocks
+//! ([`Rounded`]). Every sum runs over the columns in their order, whoever computes it.
+
+use super::{Floats, Halves, Isa, LANES, Line};
+use crate::model::cpu::rounded::{Rounded, Rounding};
+
+/// Columns that share a scale.
+pub const BLOCK: usize = 32;
+
+/// Sixteen rows of floating-point numbers: a value a column.
+pub trait Column {
+    fn widen<I: Isa>(&self, isa: I) -> I::F;
+}
+
+impl Column for Floats {
+    #[inline(always)]
+    fn widen<I: Isa>(&self, isa: I) -> I::F {
+        isa.load(&self.0)
+    }
+}
+
+/// f16.
+impl Column for Halves {
+    #[inline(always)]
+    fn widen<I: Isa>(&self, isa: I) -> I::F {
+        isa.half(&self.0)
+    }
+}
+
+/// bf16.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(transparent)]
+pub struct Brains(pub Halves);
+
+impl Column for Brains {
+    #[inline(always)]
+    fn widen<I: Isa>(&self, isa: I) -> I::F {
+        isa.brain(&self.0.0)
+    }
+}
+
+/// Sixteen rows times `N` vectors: `columns[k]` · x[n][k], added up. x: the vectors behind each other, `stride` apart.
+#[inline(always)]
+pub fn plain<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[f32], stride: usize) -> [I::F; N] {
+    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..columns.len()]);
+    let mut sum = [isa.splat(0.0); N];
+    for (k, column) in columns.iter().enumerate() {
+        let w = column.widen(isa);
+        for n in 0..N {
+            sum[n] = isa.fma(w, isa.splat(x[n][k]), sum[n]);
+        }
+    }
+    sum
+}
+
+/// How the codes of a block lie in lines.
+pub trait Codes {
+    /// Of a code; eight-bit ones are signed, others not.
+    const BITS: u32;
+    /// Lines of a block.
+    const LINES: usize;
+    /// Codes of the columns 4g to 4g + 3, for g in 0..8.
+    fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8];
+}
+
+pub struct Eight;
+pub struct Four;
+pub struct Five;
+pub struct Six;
+
+impl Codes for Eight {
+    const BITS: u32 = 8;
+    const LINES: usize = 8;
+
+    #[inline(always)]
+    fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
+        std::array::from_fn(|g| isa.bytes(&lines[g]))
+    }
+}
+
+/// Line g holds the groups g (low nibbles) and g + 4.
+impl Codes for Four {
+    const BITS: u32 = 4;
+    const LINES: usize = 4;
+
+    #[inline(always)]
+    fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
+        std::array::from_fn(|g| {
+            let line = isa.bytes(&lines[g % 4]);
+            if g < 4 { isa.shr(line, 0, 15) } else { isa.shr(line, 4, 15) }
+        })
+    }
+}
+
+/// As [`Four`], and bit g of the fifth line's bytes for group g.
+impl Codes for Five {
+    const BITS: u32 = 5;
+    const LINES: usize = 5;
+
+    #[inline(always)]
+    fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
+        let (low, high) = (Four::unpack(isa, &lines[..4]), isa.bytes(&lines[4]));
+        std::array::from_fn(|g| {
+            let bit = if g <= 4 { isa.shl(high, 4 - g as u32, 16) } else { isa.shr(high, g as u32 - 4, 16) };
+            isa.or(low[g], bit)
+        })
+    }
+}
+
+/// As [`Four`], and two bits for the groups 0..4 in the fifth line, for 4..8 in the sixth.
+impl Codes for Six {
+    const BITS: u32 = 6;
+    const LINES: usize = 6;
+
+    #[inline(always)]
+    fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
+        let low = Four::unpack(isa, &lines[..4]);
+        let high = [isa.bytes(&lines[4]), isa.bytes(&lines[5])];
+        std::array::from_fn(|g| {
+            let (line, at) = (high[g / 4], 2 * (g as u32 % 4));
+            let bits = if at <= 4 { isa.shl(line, 4 - at, 48) } else { isa.shr(line, at - 4, 48) };
+            isa.or(low[g], bits)
+        })
+    }
+}
+
+/// What makes numbers of a block's codes: scale · code + shift, in the first and the second half of its columns.
+#[derive(Clone, Copy)]
+pub struct Scale<F> {
+    pub scale: [F; 2],
+    pub shift: [F; 2],
+}
+
+/// Where the scales of a matrix come from.
+pub trait Scales {
+    /// The halves of a block differ.
+    const HALVES: bool;
+    /// The shift is always zero.
+    const UNSHIFTED: bool;
+    fn at<I: Isa>(isa: I, coded: &Coded, group: usize, block: usize) -> Scale<I::F>;
+}
+
+/// A matrix of codes with scales, by groups of sixteen rows.
+#[derive(Debug, Default, PartialEq)]
+pub struct Coded {
+    /// Blocks of a row.
+    pub blocks: usize,
+    /// By group and block.
+    pub lines: Vec<Line>,
+    /// f16 scales, by group and block, or by group and superblock of eight blocks.
+    pub scale: Vec<Halves>,
+    /// f16 minima, likewise; empty where there are none.
+    pub minimum: Vec<Halves>,
+    /// Small whole factors of the scale, by group, block (and half block).
+    pub factor: Vec<[u8; LANES]>,
+    /// Small whole factors of the minimum, by group and block.
+    pub minimum_factor: Vec<[u8; LANES]>,
+}
+
+/// scale · (code − ZERO)
+pub struct Centred<const ZERO: u32>;
+/// scale · code + minimum
+pub struct Shifted;
+/// scale · factor · code − minimum · factor
+pub struct Super;
+/// scale · factor · (code − 32), with a factor for each half
+pub struct SuperHalves;
+
+impl<const ZERO: u32> Scales for Centred<ZERO> {
+    const HALVES: bool = false;
+    const UNSHIFTED: bool = ZERO == 0;
+
+    #[inline(always)]
+    fn at<I: Isa>(isa: I, coded: &Coded, group: usize, block: usize) -> Scale<I::F> {
+        let scale = isa.half(&coded.scale[group * coded.blocks + block].0);
+        let shift = isa.mul(scale, isa.splat(-(ZERO as f32)));
+        Scale { scale: [scale; 2], shift: [shift; 2] }
+    }
+}
+
+impl Scales for Shifted {
+    const HALVES: bool = false;
+    const UNSHIFTED: bool = false;
+
+    #[inline(always)]
+    fn at<I: Isa>(isa: I, coded: &Coded, group: usize, block: usize) -> Scale<I::F> {
+        let at = group * coded.blocks + block;
+        Scale { scale: [isa.half(&coded.scale[at].0); 2], shift: [isa.half(&coded.minimum[at].0); 2] }
+    }
+}
+
+impl Scales for Super {
+    const HALVES: bool = false;
+    const UNSHIFTED: bool = false;
+
+    #[inline(always)]
+    fn at<I: Isa>(isa: I, coded: &Coded, group: usize, block: usize) -> Scale<I::F> {
+        let (above, at) = (group * (coded.blocks / 8) + block / 8, group * coded.blocks + block);
+        let scale = isa.mul(isa.half(&coded.scale[above].0), isa.unsigned(&coded.factor[at]));
+        let minimum = isa.mul(isa.half(&coded.minimum[above].0), isa.splat(-1.0));
+        let shift = isa.mul(minimum, isa.unsigned(&coded.minimum_factor[at]));
+        Scale { scale: [scale; 2], shift: [shift; 2] }
+    }
+}
+
+impl Scales for SuperHalves {
+    const HALVES: bool = true;
+    const UNSHIFTED: bool = false;
+
+    #[inline(always)]
+    fn at<I: Isa>(isa: I, coded: &Coded, group: usize, block: usize) -> Scale<I::F> {
+        let (above, at) = (group * (coded.blocks / 8) + block / 8, group * coded.blocks + block);
+        let whole = isa.half(&coded.scale[above].0);
+        let scale = [0, 1].map(|half| isa.mul(whole, isa.signed(&coded.factor[2 * at + half])));
+        Scale { scale, shift: scale.map(|scale| isa.mul(scale, isa.splat(-32.0))) }
+    }
+}
+
+/// Sixteen rows times `N` vectors of f32: what the numbers say, each rounded once.
+#[inline(always)]
+pub fn exact<I: Isa, C: Codes, S: Scales, const N: usize>(
+    isa: I,
+    coded: &Coded,
+    group: usize,
+    x: &[f32],
+    stride: usize,
+) -> [I::F; N] {
+    let lines = &coded.lines[group * coded.blocks * C::LINES..][..coded.blocks * C::LINES];
+    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..coded.blocks * BLOCK]);
+    let mut sum = [isa.splat(0.0); N];
+    for (block, lines) in lines.chunks_exact(C::LINES).enumerate() {
+        let codes = C::unpack(isa, lines);
+        let Scale { scale, shift } = S::at(isa, coded, group, block);
+        let x: [&[f32; BLOCK]; N] = std::array::from_fn(|n| &x[n].as_chunks().0[block]);
+        for (g, codes) in codes.into_iter().enumerate() {
+            for at in 0..4 {
+                let code = if C::BITS == 8 { isa.code::<true>(codes, at) } else { isa.code::<false>(codes, at) };
+                let w = isa.fma(code, scale[g / 4], shift[g / 4]);
+                for n in 0..N {
+                    sum[n] = isa.fma(w, isa.splat(x[n][4 * g + at as usize]), sum[n]);
+                }
+            }
+        }
+    }
+    sum
+}
+
+/// Sixteen rows times `N` vectors of eight-bit numbers, from `first` on: products and sums of a block are whole numbers.
+#[inline(always)]
+pub fn rounded<I: Isa, C: Codes, S: Scales, const N: usize>(
+    isa: I,
+    coded: &Coded,
+    group: usize,
+    x: &Rounded,
+    first: usize,
+) -> [I::F; N] {
+    let lines = &coded.lines[group * coded.blocks * C::LINES..][..coded.blocks * C::LINES];
+    let x: [&[Rounding]; N] = std::array::from_fn(|n| &x.row(first + n)[..coded.blocks]);
+    let mut sum = [isa.splat(0.0); N];
+    for (block, lines) in lines.chunks_exact(C::LINES).enumerate() {
+        let codes = if C::BITS == 8 { std::array::from_fn(|g| isa.eight(&lines[g])) } else { C::unpack(isa, lines) };
+        let Scale { scale, mut shift } = S::at(isa, coded, group, block);
+        if C::BITS == 8 && I::OFFSET != 0.0 {
+            shift = scale.map(|scale| isa.mul(scale, isa.splat(-I::OFFSET)));
+        }
+        let [low, high] = [0, 4].map(|at| [codes[at], codes[at + 1], codes[at + 2], codes[at + 3]]);
+        for n in 0..N {
+            let x = &x[n][block];
+            let step = isa.splat(x.step);
+            let [x_low, x_high] = [0, 1].map(|half| &x.q.as_chunks::<16>().0[half]);
+            let first = isa.dot(C::BITS, isa.zero(), low, x_low);
+            if S::HALVES {
+                let second = isa.dot(C::BITS, isa.zero(), high, x_high);
+                for (half, part) in [first, second].into_iter().enumerate() {
+                    sum[n] = isa.fma(isa.mul(scale[half], step), isa.float(part), sum[n]);
+                    sum[n] = isa.fma(shift[half], isa.splat(x.sum[half]), sum[n]);
+                }
+            } else {
+                let whole = isa.dot(C::BITS, first, high, x_high);
+                sum[n] = isa.fma(isa.mul(scale[0], step), isa.float(whole), sum[n]);
+                if !S::UNSHIFTED || (C::BITS == 8 && I::OFFSET != 0.0) {
+                    sum[n] = isa.fma(shift[0], isa.splat(x.total), sum[n]);
+                }
+            }
+        }
+    }
+    sum
+}

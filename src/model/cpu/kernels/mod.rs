@@ -1,0 +1,128 @@
+//! Arithmetic on sixteen lanes, for each kind of processor.
+//!
+//! [`Isa`] names the few operations that the network's products are made of. Each implementation is a small file, and the
+//! only place where its instructions are written; `dot` builds the products from them, once for all. [`Level::run`] compiles
+//! a piece of [`Work`] for a processor's instructions and enters it only where [`Level::detect`] has found them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod dot;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+#[cfg(test)]
+pub(super) mod tests;
+
+use portable::Portable;
+
+/// Rows of a matrix that are computed side by side.
+pub const LANES: usize = 16;
+
+/// A line of the processor's cache: for each of sixteen rows the codes of four neighbouring columns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub struct Line(pub [u8; 64]);
+
+/// A number for each of sixteen rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub struct Floats(pub [f32; LANES]);
+
+/// An f16 or bf16 number for each of sixteen rows, as its bits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(32))]
+pub struct Halves(pub [u16; LANES]);
+
+/// Sixteen lanes of f32 (`F`), of i32 (`I`), and of four bytes (`B`).
+///
+/// A value is the proof that the processor has the instructions: only [`Level::detect`] makes one.
+pub trait Isa: Copy {
+    type F: Copy;
+    type I: Copy;
+    type B: Copy;
+
+    /// What [`eight`](Self::eight) adds to signed codes.
+    const OFFSET: f32;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    fn store(self, x: Self::F) -> [f32; LANES];
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// a · b + c
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// From the bits of f16 numbers.
+    fn half(self, x: &[u16; LANES]) -> Self::F;
+    /// From the bits of bf16 numbers.
+    fn brain(self, x: &[u16; LANES]) -> Self::F;
+    fn unsigned(self, x: &[u8; LANES]) -> Self::F;
+    fn signed(self, x: &[u8; LANES]) -> Self::F;
+
+    fn bytes(self, line: &Line) -> Self::B;
+    /// (x >> n) & mask of every byte; the mask keeps no bit that came from a neighbour.
+    fn shr(self, x: Self::B, n: u32, mask: u8) -> Self::B;
+    /// (x << n) & mask of every byte; the mask keeps no bit that came from a neighbour.
+    fn shl(self, x: Self::B, n: u32, mask: u8) -> Self::B;
+    fn or(self, a: Self::B, b: Self::B) -> Self::B;
+    /// Signed codes of eight bits in the form that [`dot`](Self::dot) takes them in.
+    fn eight(self, line: &Line) -> Self::B;
+    /// Byte `at` of each lane; as a signed number where `SIGNED`.
+    fn code<const SIGNED: bool>(self, x: Self::B, at: u32) -> Self::F;
+
+    fn zero(self) -> Self::I;
+    /// acc + Σ over four times four bytes of w · x: unsigned codes of so many bits, or of eight as `eight` gives them, and
+    /// signed x above −128.
+    fn dot(self, bits: u32, acc: Self::I, w: [Self::B; 4], x: &[i8; 16]) -> Self::I;
+    fn float(self, x: Self::I) -> Self::F;
+}
+
+/// Something to compute, in code that is compiled for each kind of processor. `run` has to be `#[inline(always)]`.
+pub trait Work {
+    type Out;
+    fn run<I: Isa>(self, isa: I) -> Self::Out;
+}
+
+/// The instructions that this process computes with.
+#[derive(Debug, Clone, Copy)]
+pub enum Level {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+}
+
+impl Level {
+    /// The best that the processor has.
+    pub fn detect() -> Level {
+        Self::all().pop().unwrap_or(Level::Portable(Portable))
+    }
+
+    /// All that the processor has, the best last.
+    pub fn all() -> Vec<Level> {
+        let mut all = vec![Level::Portable(Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(avx2::Avx2::detect().map(Level::Avx2));
+            all.extend(avx512::Avx512::detect().map(Level::Avx512));
+        }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(neon::Neon::detect().map(Level::Neon));
+        all
+    }
+
+    pub fn run<W: Work>(self, work: W) -> W::Out {
+        match self {
+            Level::Portable(isa) => work.run(isa),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(isa) => isa.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(isa) => isa.run(work),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(isa) => isa.run(work),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The arithmetic between the products: norms, rotations, the gate's activation, softmax.
+//!
+//! Plain loops over slices, which [`Level::run`] has the compiler widen to the processor's registers.
+
+use super::kernels::{Isa, Level, Work};
+
+/// eˣ within two units in the last place; NaN stays NaN. Cody and Waite's reduction, then a polynomial.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // Added to a small number, this leaves the nearest whole number in the lowest bits.
+    const NEAREST: f32 = 12_582_912.0;
+    let clamped = if x > 88.0 { 88.0 } else { x };
+    let clamped = if clamped < -87.0 { -87.0 } else { clamped };
+    let shifted = clamped * std::f32::consts::LOG2_E + NEAREST;
+    let n = shifted - NEAREST;
+    // ln 2 in two parts, the first of few bits, so that its product is exact.
+    let r = clamped - n * (355.0 / 512.0) + n * 2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let p = p * r * r + r + 1.0;
+    let scaled = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x.is_nan() { x } else { scaled }
+}
+
+/// Runs a closure's loops with the processor's instructions.
+struct Loops<F>(F);
+
+impl<F: FnOnce() -> T, T> Work for Loops<F> {
+    type Out = T;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> T {
+        (self.0)()
+    }
+}
+
+/// Σ in sixteen parts: an order that does not depend on the processor.
+#[inline(always)]
+fn sum(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut parts = [0f32; 16];
+    for chunk in chunks {
+        for (part, x) in parts.iter_mut().zip(chunk) {
+            *part += of(*x);
+        }
+    }
+    parts.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
+}
+
+/// x · weight / √(mean(x²) + eps)
+pub fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            let factor = 1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = x * factor * weight;
+            }
+        },
+    ));
+}
+
+/// gate becomes silu(gate) · up, with silu(x) = x / (1 + e⁻ˣ).
+pub fn swiglu(level: Level, gate: &mut [[f32; 16]], up: &[[f32; 16]]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            for (gate, up) in gate.as_flattened_mut().iter_mut().zip(up.as_flattened()) {
+                *gate = *gate / (1.0 + exp(-*gate)) * up;
+            }
+        },
+    ));
+}
+
+/// x becomes softmax(x).
+pub fn softmax(level: Level, x: &mut [f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            let largest = x.iter().fold(f32::NEG_INFINITY, |most, x| if *x > most { *x } else { most });
+            x.iter_mut().for_each(|x| *x = exp(*x - largest));
+            let factor = 1.0 / sum(x, |x| x);
+            x.iter_mut().for_each(|x| *x *= factor);
+        },
+    ));
+}
+
+/// Turns the pairs (xᵢ, xᵢ₊ₕ) of a head of 2h numbers by angles, given as h cosines and h sines.
+pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (left, right) = head.split_at_mut(cos.len());
+    for (((left, right), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+        (*left, *right) = (*left * cos - *right * sin, *right * cos + *left * sin);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_within_rounding() {
+        for i in -8700..8800 {
+            let x = i as f32 / 100.0;
+            let (found, expected) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((found / expected - 1.0).abs() < 3e-7, "e^{x}: {found} and {expected}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1e-37 && exp(f32::INFINITY) > 1e38);
+    }
+
+    #[test]
+    fn every_level_gives_the_formulas() {
+        let x: Vec<f32> = (0..37).map(|i| ((i * 31) % 17) as f32 / 3.0 - 2.5).collect();
+        let weight: Vec<f32> = (0..37).map(|i| 1.0 + i as f32 / 40.0).collect();
+        for level in Level::all() {
+            let mut out = vec![0.0; 37];
+            rms_norm(level, &x, &weight, 1e-6, &mut out);
+            let rms = (x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 37.0 + 1e-6).sqrt();
+            for ((out, x), weight) in out.iter().zip(&x).zip(&weight) {
+                assert!((f64::from(*out) - f64::from(*x) * f64::from(*weight) / rms).abs() < 1e-5);
+            }
+            let mut p = x.clone();
+            softmax(level, &mut p);
+            let all: f64 = x.iter().map(|x| f64::from(*x).exp()).sum();
+            assert!(p.iter().zip(&x).all(|(p, x)| (f64::from(*p) - f64::from(*x).exp() / all).abs() < 1e-6));
+            let mut gate = [std::array::from_fn(|i| x[i])];
+            swiglu(level, &mut gate, &[[2.0; 16]]);
+            for (gate, x) in gate[0].iter().zip(&x) {
+                let expected = 2.0 * f64::from(*x) / (1.0 + (-f64::from(*x)).exp());
+                assert!((f64::from(*gate) - expected).abs() < 1e-5, "{gate} and {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn rotation_keeps_lengths() {
+        let mut head = [3.0, 0.0, 4.0, 1.0];
+        rotate(&mut head, &[0.0, 1.0], &[1.0, 0.0]);
+        assert_eq!(head, [-4.0, 0.0, 3.0, 1.0]);
+    }
+}

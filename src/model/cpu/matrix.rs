@@ -1,0 +1,220 @@
+//! A weight matrix as the kernels read it: sixteen rows side by side, at the file's own bits a number.
+//!
+//! It is made once, from the blocks of the file as they come (`pack`), and is the only copy in memory: the look-up of
+//! embeddings reads it too.
+
+use half::{bf16, f16};
+
+use super::kernels::dot::{
+    BLOCK, Brains, Centred, Coded, Codes, Eight, Five, Four, Shifted, Six, Super, SuperHalves, exact, plain, rounded,
+};
+use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
+use super::plane::Plane;
+use super::rounded::Rounded;
+
+/// Vectors that are multiplied with sixteen rows at once: as many as the registers hold.
+pub const TILE: usize = 8;
+
+/// `[rows, columns]`
+#[derive(Debug)]
+pub struct Matrix {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) body: Body,
+}
+
+/// Groups of sixteen rows; the last is filled up with zeros.
+#[derive(Debug)]
+pub(super) enum Body {
+    F32(Vec<Floats>),
+    F16(Vec<Halves>),
+    BF16(Vec<Brains>),
+    Q8_0(Coded),
+    Q4_0(Coded),
+    Q4_1(Coded),
+    Q5_0(Coded),
+    Q5_1(Coded),
+    Q4K(Coded),
+    Q5K(Coded),
+    Q6K(Coded),
+}
+
+/// What a matrix is multiplied with: some rows of activations.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    pub plane: &'a Plane,
+    /// The same rows rounded, where matrices of codes may compute with that.
+    pub rounded: Option<&'a Rounded>,
+}
+
+impl Matrix {
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn groups(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// Made of codes, which can be multiplied with [`Rounded`] activations.
+    pub fn is_coded(&self) -> bool {
+        !matches!(self.body, Body::F32(_) | Body::F16(_) | Body::BF16(_))
+    }
+
+    /// Bytes in memory.
+    #[cfg(test)]
+    pub fn size(&self) -> usize {
+        match &self.body {
+            Body::F32(columns) => size_of_val(columns.as_slice()),
+            Body::F16(columns) => size_of_val(columns.as_slice()),
+            Body::BF16(columns) => size_of_val(columns.as_slice()),
+            Body::Q8_0(c) | Body::Q4_0(c) | Body::Q4_1(c) | Body::Q5_0(c) => c.size(),
+            Body::Q5_1(c) | Body::Q4K(c) | Body::Q5K(c) | Body::Q6K(c) => c.size(),
+        }
+    }
+
+    /// Sixteen rows times vectors of `x`, at most [`TILE`], from the `first` on: `out[n]` gets the products with the n-th.
+    pub fn times(&self, level: Level, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
+        level.run(Times { matrix: self, group, x, first, out });
+    }
+
+    /// Sixteen rows times the `N` vectors from `first` on.
+    #[inline(always)]
+    fn tile<I: Isa, const N: usize>(&self, isa: I, group: usize, x: Input<'_>, first: usize) -> [I::F; N] {
+        let stride = x.plane.stride();
+        let vectors = &x.plane.data()[first * stride..];
+        let columns = group * self.columns..(group + 1) * self.columns;
+        macro_rules! coded {
+            ($coded:expr, $codes:ty, $scales:ty) => {
+                match x.rounded {
+                    Some(x) => rounded::<I, $codes, $scales, N>(isa, $coded, group, x, first),
+                    None => exact::<I, $codes, $scales, N>(isa, $coded, group, vectors, stride),
+                }
+            };
+        }
+        match &self.body {
+            Body::F32(all) => plain(isa, &all[columns], vectors, stride),
+            Body::F16(all) => plain(isa, &all[columns], vectors, stride),
+            Body::BF16(all) => plain(isa, &all[columns], vectors, stride),
+            Body::Q8_0(coded) => coded!(coded, Eight, Centred<0>),
+            Body::Q4_0(coded) => coded!(coded, Four, Centred<8>),
+            Body::Q4_1(coded) => coded!(coded, Four, Shifted),
+            Body::Q5_0(coded) => coded!(coded, Five, Centred<16>),
+            Body::Q5_1(coded) => coded!(coded, Five, Shifted),
+            Body::Q4K(coded) => coded!(coded, Four, Super),
+            Body::Q5K(coded) => coded!(coded, Five, Super),
+            Body::Q6K(coded) => coded!(coded, Six, SuperHalves),
+        }
+    }
+
+    /// Reads a row into `out`, `columns` long: the numbers of the file.
+    pub fn read(&self, row: usize, out: &mut [f32]) {
+        let (group, lane) = (row / LANES, row % LANES);
+        let columns = group * self.columns..(group + 1) * self.columns;
+        fn put<C>(out: &mut [f32], columns: &[C], number: impl Fn(&C) -> f32) {
+            out.iter_mut().zip(columns).for_each(|(out, column)| *out = number(column));
+        }
+        match &self.body {
+            Body::F32(all) => put(out, &all[columns], |column| column.0[lane]),
+            Body::F16(all) => put(out, &all[columns], |column| f16::from_bits(column.0[lane]).to_f32()),
+            Body::BF16(all) => put(out, &all[columns], |column| bf16::from_bits(column.0.0[lane]).to_f32()),
+            Body::Q8_0(c) => c.read::<Eight>(group, lane, out, |at| (c.scale(at, lane), 0.0)),
+            Body::Q4_0(c) => c.read::<Four>(group, lane, out, |at| (c.scale(at, lane), -8.0 * c.scale(at, lane))),
+            Body::Q5_0(c) => c.read::<Five>(group, lane, out, |at| (c.scale(at, lane), -16.0 * c.scale(at, lane))),
+            Body::Q4_1(c) => c.read::<Four>(group, lane, out, |at| (c.scale(at, lane), c.minimum(at, lane))),
+            Body::Q5_1(c) => c.read::<Five>(group, lane, out, |at| (c.scale(at, lane), c.minimum(at, lane))),
+            Body::Q4K(c) => c.read::<Four>(group, lane, out, |at| c.super_scale(at, lane)),
+            Body::Q5K(c) => c.read::<Five>(group, lane, out, |at| c.super_scale(at, lane)),
+            Body::Q6K(c) => c.read::<Six>(group, lane, out, |at| {
+                let scale = c.scale(at / 16, lane) * f32::from(c.factor[at][lane] as i8);
+                (scale, -32.0 * scale)
+            }),
+        }
+    }
+}
+
+struct Times<'a> {
+    matrix: &'a Matrix,
+    group: usize,
+    x: Input<'a>,
+    first: usize,
+    out: &'a mut [[f32; LANES]],
+}
+
+impl Work for Times<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Times { matrix, group, x, first: from, out } = self;
+        let mut first = 0;
+        macro_rules! tiles {
+            ($($n:literal)+) => {$(
+                while out.len() - first >= $n {
+                    let sums = matrix.tile::<I, $n>(isa, group, x, from + first);
+                    for (out, sum) in out[first..].iter_mut().zip(sums) {
+                        *out = isa.store(sum);
+                    }
+                    first += $n;
+                }
+            )+};
+        }
+        tiles!(8 4 1);
+    }
+}
+
+impl Coded {
+    #[cfg(test)]
+    fn size(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+            + size_of_val(self.scale.as_slice())
+            + size_of_val(self.minimum.as_slice())
+            + size_of_val(self.factor.as_slice())
+            + size_of_val(self.minimum_factor.as_slice())
+    }
+
+    fn scale(&self, at: usize, lane: usize) -> f32 {
+        f16::from_bits(self.scale[at].0[lane]).to_f32()
+    }
+
+    fn minimum(&self, at: usize, lane: usize) -> f32 {
+        f16::from_bits(self.minimum[at].0[lane]).to_f32()
+    }
+
+    /// Of a block of a K type.
+    fn super_scale(&self, at: usize, lane: usize) -> (f32, f32) {
+        let factor = |of: &[[u8; LANES]]| f32::from(of[at][lane]);
+        (self.scale(at / 8, lane) * factor(&self.factor), -self.minimum(at / 8, lane) * factor(&self.minimum_factor))
+    }
+
+    /// scale · code + shift, by what `scale` says of each place: a block, or a half block where factors are by halves.
+    fn read<C: Codes>(&self, group: usize, lane: usize, out: &mut [f32], scale: impl Fn(usize) -> (f32, f32)) {
+        let halves = if C::BITS == 6 { 2 } else { 1 };
+        let first = group * self.blocks;
+        let lines = self.lines[first * C::LINES..].chunks_exact(C::LINES);
+        for ((block, lines), out) in (first..).zip(lines).zip(out.as_chunks_mut::<BLOCK>().0) {
+            for (half, out) in out.chunks_exact_mut(BLOCK / halves).enumerate() {
+                let (scale, shift) = scale(block * halves + half);
+                for (k, out) in out.iter_mut().enumerate() {
+                    let code = code::<C>(lines, lane, half * (BLOCK / halves) + k);
+                    *out = scale * code + shift;
+                }
+            }
+        }
+    }
+}
+
+/// The code of a column of a block: what [`Codes::unpack`] gives for it.
+fn code<C: Codes>(lines: &[Line], lane: usize, column: usize) -> f32 {
+    let (g, byte) = (column / 4, 4 * lane + column % 4);
+    if C::BITS == 8 {
+        return f32::from(lines[g].0[byte] as i8);
+    }
+    let low = lines[g % 4].0[byte] >> (4 * (g / 4)) & 15;
+    let high = match C::BITS {
+        5 => lines[4].0[byte] >> g & 1,
+        6 => lines[4 + g / 4].0[byte] >> (2 * (g % 4)) & 3,
+        _ => 0,
+    };
+    f32::from(low | high << 4)
+}

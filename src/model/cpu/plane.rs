@@ -1,0 +1,53 @@
+//! Rows of f32 behind each other: the activations of some tokens.
+
+/// `[rows, width]`. Rows are `stride` apart, a multiple of sixteen, so that a group of sixteen columns is whole.
+#[derive(Debug, Clone, Default)]
+pub struct Plane {
+    data: Vec<f32>,
+    rows: usize,
+    width: usize,
+}
+
+impl Plane {
+    pub fn new(rows: usize, width: usize) -> Plane {
+        let mut plane = Plane::default();
+        plane.resize(rows, width);
+        plane
+    }
+
+    /// Another size; the values are of no meaning then.
+    pub fn resize(&mut self, rows: usize, width: usize) {
+        (self.rows, self.width) = (rows, width);
+        self.data.resize(rows * self.stride(), 0.0);
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn stride(&self) -> usize {
+        self.width.next_multiple_of(super::kernels::LANES)
+    }
+
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.stride()..][..self.width]
+    }
+
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let stride = self.stride();
+        &mut self.data[row * stride..][..self.width]
+    }
+
+    /// From the first row on, rows a stride apart.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+}

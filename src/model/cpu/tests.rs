@@ -1,0 +1,206 @@
+//! The network against the candle one, and against itself: other numbers of threads, other pieces, other processors.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::Device;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::kernels::Level;
+use super::kernels::tests::stored;
+use super::pool::Pool;
+use super::weights::Weights;
+use super::{CpuNetwork, Shared};
+use crate::model::candle::tests::adapter;
+use crate::model::candle::{CandleNetwork, weights};
+use crate::model::checkpoint::{Checkpoint, Entry, Shard};
+use crate::model::config::{Family, ModelConfig};
+use crate::model::lora::{LoraWeights, Target};
+use crate::model::storage::Storage;
+use crate::model::{Decoder, Network};
+
+const PROMPT: [u32; 21] = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 3, 2, 30, 33, 1, 0, 31, 4, 15, 9];
+
+/// Wide enough for every type where `wide`; else of widths that only plain numbers can have.
+fn config(family: Family, wide: bool) -> ModelConfig {
+    let (hidden_size, intermediate_size, head_dim) = if wide { (256, 512, 64) } else { (24, 40, 10) };
+    ModelConfig { hidden_size, intermediate_size, head_dim, ..crate::model::candle::tests::config(family) }
+}
+
+/// Random tensors: matrices as `storage`, vectors as F32.
+fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
+    let mut rng = StdRng::seed_from_u64(3);
+    let (mut bytes, mut tensors) = (Vec::new(), BTreeMap::new());
+    for slot in weights::slots(config).unwrap() {
+        let start = bytes.len() as u64;
+        let storage = if slot.shape.len() == 1 { Storage::F32 } else { storage };
+        if slot.shape.len() == 1 {
+            let centre = if slot.name.contains("norm") { 1.0 } else { 0.0 };
+            let number = |rng: &mut StdRng| centre + rng.random::<f32>() * 0.4 - 0.2;
+            bytes.extend((0..slot.len()).flat_map(|_| number(&mut rng).to_le_bytes()));
+        } else {
+            bytes.extend(stored(storage, slot.len(), &mut rng));
+        }
+        let len = bytes.len() as u64 - start;
+        tensors.insert(slot.name, Entry { shard: 0, storage, shape: slot.shape, start, len });
+    }
+    let shards = vec![Shard::in_memory("made up", Cow::Owned(bytes))];
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name) }
+}
+
+fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {
+    let weights = Weights::read(config, checkpoint).unwrap();
+    CpuNetwork::new(config, weights, Pool::new(threads).unwrap(), level)
+}
+
+/// Natural-log probabilities of a row of logits.
+fn normalised(logits: &[f32]) -> Vec<f64> {
+    let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+    logits.iter().map(|x| f64::from(*x) - sum.ln()).collect()
+}
+
+/// Mean and largest difference.
+fn apart(found: &[f64], expected: &[f64]) -> (f64, f64) {
+    let apart: Vec<f64> = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).collect();
+    (apart.iter().sum::<f64>() / apart.len() as f64, apart.iter().copied().fold(0.0, f64::max))
+}
+
+fn scores(decoder: &mut dyn Decoder) -> Vec<f64> {
+    decoder.truncate(0);
+    decoder.score(&PROMPT).unwrap().into_iter().map(f64::from).collect()
+}
+
+/// Logits behind the prompt, read in these pieces.
+fn read(decoder: &mut dyn Decoder, pieces: &[usize]) -> Vec<f32> {
+    decoder.truncate(0);
+    let (mut at, mut logits) = (0, Vec::new());
+    for piece in pieces {
+        logits = decoder.forward(&PROMPT[at..at + piece]).unwrap();
+        at += piece;
+    }
+    assert_eq!((at, decoder.len()), (PROMPT.len(), PROMPT.len()));
+    logits
+}
+
+/// Every type, with and without an adapter, both families.
+fn cases() -> Vec<(ModelConfig, Checkpoint, Option<LoraWeights>, String)> {
+    let mut cases = Vec::new();
+    for storage in Storage::READABLE {
+        for family in [Family::Qwen2, Family::Qwen3] {
+            let plain = storage.block().0 == 1;
+            let config = config(family, !plain);
+            let lora = adapter(&config, &[Target::Q, Target::V, Target::O, Target::Up, Target::Down]);
+            let what = format!("{storage}, {family:?}");
+            cases.push((config.clone(), checkpoint(&config, storage), Some(lora), format!("{what}, adapted")));
+            cases.push((config.clone(), checkpoint(&config, storage), None, what));
+        }
+    }
+    cases
+}
+
+#[test]
+fn scores_are_those_of_the_candle_network() {
+    for (config, checkpoint, lora, what) in cases() {
+        let oracle = CandleNetwork::load(&config, &checkpoint, &Device::Cpu).unwrap();
+        let expected = scores(&mut *oracle.decoder(lora.as_ref()).unwrap());
+        for level in Level::all() {
+            let network = network(&config, &checkpoint, 2, level);
+            let found = scores(&mut *network.decoder(lora.as_ref()).unwrap());
+            let (_, worst) = apart(&found, &expected);
+            assert!(worst < 1e-4, "{what}, {level:?}: {worst} apart");
+        }
+    }
+}
+
+#[test]
+fn what_a_chat_computes_is_near_the_candle_network() {
+    for (config, checkpoint, lora, what) in cases() {
+        let oracle = CandleNetwork::load(&config, &checkpoint, &Device::Cpu).unwrap();
+        let expected = normalised(&read(&mut *oracle.decoder(lora.as_ref()).unwrap(), &[21]));
+        let coded = checkpoint.storage("model.layers.0.mlp.up_proj.weight").unwrap().block().0 > 1;
+        // Activations of eight bits, over matrices that are narrower and larger than real ones; keys and values of sixteen.
+        let (mean_limit, worst_limit) = if coded { (0.06, 0.25) } else { (5e-3, 5e-3) };
+        for level in Level::all() {
+            let network = network(&config, &checkpoint, 2, level);
+            let mut decoder = network.decoder(lora.as_ref()).unwrap();
+            let (mean, worst) = apart(&normalised(&read(&mut *decoder, &[21])), &expected);
+            assert!(mean < mean_limit && worst < worst_limit, "{what}, {level:?}: {mean}, {worst} apart");
+        }
+    }
+}
+
+/// A cache belongs to its tokens, however they came; and nothing depends on the number of threads.
+#[test]
+fn pieces_and_threads_change_no_bit() {
+    for (config, checkpoint, lora, what) in cases() {
+        let level = Level::detect();
+        let one = network(&config, &checkpoint, 1, level);
+        let mut decoder = one.decoder(lora.as_ref()).unwrap();
+        let expected = read(&mut *decoder, &[21]);
+        for pieces in [vec![20, 1], vec![1; 21], vec![4, 9, 8]] {
+            assert_eq!(read(&mut *decoder, &pieces), expected, "{what}, {pieces:?}");
+        }
+        // Back to a shared beginning and on again.
+        decoder.truncate(13);
+        assert_eq!(decoder.forward(&PROMPT[13..]).unwrap(), expected, "{what}");
+        let three = network(&config, &checkpoint, 3, level);
+        assert_eq!(read(&mut *three.decoder(lora.as_ref()).unwrap(), &[5, 16]), expected, "{what}");
+    }
+}
+
+#[test]
+fn row_norms_are_those_of_the_candle_network() {
+    let config = config(Family::Qwen2, true);
+    for storage in [Storage::Q4K, Storage::BF16] {
+        let checkpoint = checkpoint(&config, storage);
+        let oracle = CandleNetwork::load(&config, &checkpoint, &Device::Cpu).unwrap();
+        let network = network(&config, &checkpoint, 1, Level::detect());
+        let (found, expected) = (network.row_norms(1, Target::V).unwrap(), oracle.row_norms(1, Target::V).unwrap());
+        assert_eq!(found.len(), expected.len());
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5 * b), "{storage}");
+    }
+}
+
+#[test]
+fn after_scoring_a_decoder_stays_exact() {
+    let config = config(Family::Qwen3, true);
+    let checkpoint = checkpoint(&config, Storage::Q4_0);
+    let oracle = CandleNetwork::load(&config, &checkpoint, &Device::Cpu).unwrap();
+    let expected = normalised(&read(&mut *oracle.decoder(None).unwrap(), &[21]));
+    let mut decoder = network(&config, &checkpoint, 1, Level::detect()).decoder(None).unwrap();
+    scores(&mut *decoder);
+    decoder.truncate(20);
+    let (_, worst) = apart(&normalised(&decoder.forward(&PROMPT[20..]).unwrap()), &expected);
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_leaves_the_cache() {
+    let config = config(Family::Qwen2, false);
+    let network = network(&config, &checkpoint(&config, Storage::BF16), 1, Level::detect());
+    let mut decoder = network.decoder(None).unwrap();
+    decoder.forward(&[1, 2]).unwrap();
+    assert!(decoder.forward(&[3, 37]).unwrap_err().to_string().contains("37 is outside the vocabulary"));
+    assert!(decoder.forward(&[]).is_err());
+    assert_eq!(decoder.len(), 2);
+    let mut lora = adapter(&config, &[Target::Up]);
+    lora.modules[0].in_features += 1;
+    let refused = network.decoder(Some(&lora)).err().expect("it does not fit");
+    assert!(refused.to_string().contains("mlp.up_proj: the adapter is made for"), "{refused}");
+    assert!(network.learner(&adapter(&config, &[Target::Up]), Arc::default()).is_err());
+}
+
+#[test]
+fn memory_is_what_the_packed_weights_take() {
+    for storage in Storage::READABLE {
+        let config = config(Family::Qwen2, storage.block().0 > 1);
+        let checkpoint = checkpoint(&config, storage);
+        let Shared { weights, .. } = &*network(&config, &checkpoint, 1, Level::detect()).shared;
+        let layers = || weights.blocks.iter().flat_map(|block| Target::ALL.map(|target| block.layer(target)));
+        let sizes = layers().map(|layer| layer.matrix.size()).sum::<usize>();
+        let all = sizes + weights.embed.size() + weights.head().matrix.size();
+        assert_eq!(CpuNetwork::memory(&config, &checkpoint).weights, all as u64, "{storage}");
+    }
+}
