@@ -70,13 +70,16 @@ pub struct Four;
 pub struct Five;
 pub struct Six;
 
+// Written out: closures that are not inlined would be compiled for a lesser processor.
+
 impl Codes for Eight {
     const BITS: u32 = 8;
     const LINES: usize = 8;
 
     #[inline(always)]
     fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
-        std::array::from_fn(|g| isa.bytes(&lines[g]))
+        let line = |g: usize| isa.bytes(&lines[g]);
+        [line(0), line(1), line(2), line(3), line(4), line(5), line(6), line(7)]
     }
 }
 
@@ -87,10 +90,17 @@ impl Codes for Four {
 
     #[inline(always)]
     fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
-        std::array::from_fn(|g| {
-            let line = isa.bytes(&lines[g % 4]);
-            if g < 4 { isa.shr(line, 0, 15) } else { isa.shr(line, 4, 15) }
-        })
+        let [a, b, c, d] = [isa.bytes(&lines[0]), isa.bytes(&lines[1]), isa.bytes(&lines[2]), isa.bytes(&lines[3])];
+        [
+            isa.shr(a, 0, 15),
+            isa.shr(b, 0, 15),
+            isa.shr(c, 0, 15),
+            isa.shr(d, 0, 15),
+            isa.shr(a, 4, 15),
+            isa.shr(b, 4, 15),
+            isa.shr(c, 4, 15),
+            isa.shr(d, 4, 15),
+        ]
     }
 }
 
@@ -101,11 +111,17 @@ impl Codes for Five {
 
     #[inline(always)]
     fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
-        let (low, high) = (Four::unpack(isa, &lines[..4]), isa.bytes(&lines[4]));
-        std::array::from_fn(|g| {
-            let bit = if g <= 4 { isa.shl(high, 4 - g as u32, 16) } else { isa.shr(high, g as u32 - 4, 16) };
-            isa.or(low[g], bit)
-        })
+        let ([a, b, c, d, e, f, g, h], high) = (Four::unpack(isa, &lines[..4]), isa.bytes(&lines[4]));
+        [
+            isa.or(a, isa.shl(high, 4, 16)),
+            isa.or(b, isa.shl(high, 3, 16)),
+            isa.or(c, isa.shl(high, 2, 16)),
+            isa.or(d, isa.shl(high, 1, 16)),
+            isa.or(e, isa.shl(high, 0, 16)),
+            isa.or(f, isa.shr(high, 1, 16)),
+            isa.or(g, isa.shr(high, 2, 16)),
+            isa.or(h, isa.shr(high, 3, 16)),
+        ]
     }
 }
 
@@ -116,13 +132,18 @@ impl Codes for Six {
 
     #[inline(always)]
     fn unpack<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
-        let low = Four::unpack(isa, &lines[..4]);
-        let high = [isa.bytes(&lines[4]), isa.bytes(&lines[5])];
-        std::array::from_fn(|g| {
-            let (line, at) = (high[g / 4], 2 * (g as u32 % 4));
-            let bits = if at <= 4 { isa.shl(line, 4 - at, 48) } else { isa.shr(line, at - 4, 48) };
-            isa.or(low[g], bits)
-        })
+        let [a, b, c, d, e, f, g, h] = Four::unpack(isa, &lines[..4]);
+        let (left, right) = (isa.bytes(&lines[4]), isa.bytes(&lines[5]));
+        [
+            isa.or(a, isa.shl(left, 4, 48)),
+            isa.or(b, isa.shl(left, 2, 48)),
+            isa.or(c, isa.shl(left, 0, 48)),
+            isa.or(d, isa.shr(left, 2, 48)),
+            isa.or(e, isa.shl(right, 4, 48)),
+            isa.or(f, isa.shl(right, 2, 48)),
+            isa.or(g, isa.shl(right, 0, 48)),
+            isa.or(h, isa.shr(right, 2, 48)),
+        ]
     }
 }
 
@@ -213,8 +234,10 @@ impl Scales for SuperHalves {
     fn at<I: Isa>(isa: I, coded: &Coded, group: usize, block: usize) -> Scale<I::F> {
         let (above, at) = (group * (coded.blocks / 8) + block / 8, group * coded.blocks + block);
         let whole = isa.half(&coded.scale[above].0);
-        let scale = [0, 1].map(|half| isa.mul(whole, isa.signed(&coded.factor[2 * at + half])));
-        Scale { scale, shift: scale.map(|scale| isa.mul(scale, isa.splat(-32.0))) }
+        let first = isa.mul(whole, isa.signed(&coded.factor[2 * at]));
+        let second = isa.mul(whole, isa.signed(&coded.factor[2 * at + 1]));
+        let zero = isa.splat(-32.0);
+        Scale { scale: [first, second], shift: [isa.mul(first, zero), isa.mul(second, zero)] }
     }
 }
 
@@ -247,6 +270,13 @@ pub fn exact<I: Isa, C: Codes, S: Scales, const N: usize>(
     sum
 }
 
+/// A block of eight-bit codes, as [`Isa::dot`] takes them.
+#[inline(always)]
+fn eight<I: Isa>(isa: I, lines: &[Line]) -> [I::B; 8] {
+    let line = |g: usize| isa.eight(&lines[g]);
+    [line(0), line(1), line(2), line(3), line(4), line(5), line(6), line(7)]
+}
+
 /// Sixteen rows times `N` vectors of eight-bit numbers, from `first` on: products and sums of a block are whole numbers.
 #[inline(always)]
 pub fn rounded<I: Isa, C: Codes, S: Scales, const N: usize>(
@@ -260,12 +290,13 @@ pub fn rounded<I: Isa, C: Codes, S: Scales, const N: usize>(
     let x: [&[Rounding]; N] = std::array::from_fn(|n| &x.row(first + n)[..coded.blocks]);
     let mut sum = [isa.splat(0.0); N];
     for (block, lines) in lines.chunks_exact(C::LINES).enumerate() {
-        let codes = if C::BITS == 8 { std::array::from_fn(|g| isa.eight(&lines[g])) } else { C::unpack(isa, lines) };
+        let codes = if C::BITS == 8 { eight(isa, lines) } else { C::unpack(isa, lines) };
         let Scale { scale, mut shift } = S::at(isa, coded, group, block);
         if C::BITS == 8 && I::OFFSET != 0.0 {
-            shift = scale.map(|scale| isa.mul(scale, isa.splat(-I::OFFSET)));
+            shift = [isa.mul(scale[0], isa.splat(-I::OFFSET)); 2];
         }
-        let [low, high] = [0, 4].map(|at| [codes[at], codes[at + 1], codes[at + 2], codes[at + 3]]);
+        let [a, b, c, d, e, f, g, h] = codes;
+        let (low, high) = ([a, b, c, d], [e, f, g, h]);
         for n in 0..N {
             let x = &x[n][block];
             let step = isa.splat(x.step);
