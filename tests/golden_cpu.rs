@@ -68,9 +68,6 @@ fn adapters_give_the_computed_values() {
         for adapter in subfolders(&place.join("adapters")) {
             let name = adapter.file_name().unwrap().to_str().unwrap().to_string();
             let (base, _) = name.split_once("--").unwrap();
-            if expected(&adapter.join("adapter_config.json"))["use_dora"] == true {
-                continue; // the candle network's alone
-            }
             let forward = &expected(&adapter.join("expected.json"))["forward"];
             check(&place.join("models").join(base), Some(&adapter), rows(forward));
             seen += 1;
@@ -95,15 +92,26 @@ fn files_of_all_types_give_the_computed_values() {
 
 #[test]
 fn networks_are_chosen_by_name() {
-    let answer = on_cpu(&["-m", "builtin", "-p", "What is finch?"], "").expect("it answers");
-    assert!(answer.trim().len() > 10, "{answer}");
-    let shown = on_cpu(&["models", "show", "builtin"], "").unwrap();
-    assert!(shown.contains("weights as they are stored"), "{shown}");
     let home = tempfile::tempdir().unwrap();
-    let unknown = run::command(home.path(), &["-p", "hello"]).env("FINCH_NETWORK", "gpu").output().unwrap();
-    assert_eq!(unknown.status.code(), Some(2));
-    assert!(String::from_utf8(unknown.stderr).unwrap().contains("it can be candle or cpu"));
-    // Training is refused in a sentence, and nothing is measured in its place.
-    let refused = on_cpu(&["bench", "-m", "builtin", "--only", "training", "--repeat", "1"], "").unwrap_err();
-    assert!(refused.contains("the CPU network does not train yet"), "{refused}");
+    let finch = |network: &str, arguments: &[&str]| {
+        let output = run::command(home.path(), arguments).env("FINCH_NETWORK", network).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    for (network, weights) in [("", "weights in F32"), ("cpu", "as they are stored"), ("candle", "in F32")] {
+        let (_, shown, _) = finch(network, &["models", "show", "builtin"]);
+        assert!(shown.contains(weights), "{network}: {shown}");
+    }
+    let question = ["-m", "builtin", "--temperature", "0", "-p", "What is finch?"];
+    let (cpu, candle) = (finch("cpu", &question), finch("candle", &question));
+    assert_eq!(cpu.0, Some(0));
+    assert!(cpu.1.trim().len() > 10, "{}", cpu.1);
+    // A small network computes with every bit.
+    assert_eq!(cpu.1, candle.1);
+    let unknown = finch("gpu", &question);
+    assert_eq!(unknown.0, Some(2));
+    assert!(unknown.2.contains("it can be candle or cpu"), "{}", unknown.2);
+    // What trains has the same weights.
+    let (code, measured, error) = finch("cpu", &["bench", "-m", "builtin", "--only", "training", "--repeat", "1"]);
+    assert!(code == Some(0) && measured.contains("tokens a second"), "{error}");
 }

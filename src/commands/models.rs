@@ -4,9 +4,10 @@ use super::ground::Ground;
 use super::print;
 use crate::cli::ModelsCommand;
 use crate::error::Result;
+use crate::model::backend::Backend;
 use crate::model::config::{Family, ModelConfig};
 use crate::model::digest::DigestCache;
-use crate::model::load::{Engine, Facts, ModelSource};
+use crate::model::load::{Facts, ModelSource};
 use crate::paths::Paths;
 use crate::repl::render::bytes;
 use crate::text;
@@ -66,12 +67,16 @@ fn stored(facts: &Facts) -> String {
 
 fn memory(facts: &Facts) -> String {
     let whole = facts.memory.weights + facts.memory.token * facts.config.context as u64;
-    let weights = match facts.engine {
-        Engine::Candle => "weights in F32",
-        Engine::Cpu => "weights as they are stored",
+    let weights = match facts.backend {
+        Backend::Candle => "weights in F32",
+        Backend::Cpu => "weights as they are stored",
+    };
+    let learning = match facts.memory.learning {
+        0 => String::new(),
+        more => format!("; {} more while it trains", bytes(more)),
     };
     format!(
-        "{} ({weights}), and {} a token of a chat: {} with the context full",
+        "{} ({weights}), and {} a token of a chat: {} with the context full{learning}",
         bytes(facts.memory.weights),
         bytes(facts.memory.token),
         bytes(whole)

@@ -147,22 +147,24 @@ impl Checkpoint {
         Error::failure(message).context(&self.shards[entry.shard].name)
     }
 
-    /// Hands the tensor's bytes to `take`, a whole number of blocks at a time.
+    /// Hands the tensor's bytes to `take`, a whole number of blocks at a time. Several threads may read at once: what they
+    /// make of the bytes takes longer than the reading.
     fn read(&self, entry: &Entry, mut take: impl FnMut(&[u8])) -> Result<()> {
         let shard = &self.shards[entry.shard];
         match &shard.data {
             // In range: every entry was checked against the length of `bytes`.
             Data::Memory(bytes) => take(&bytes[entry.start as usize..(entry.start + entry.len) as usize]),
             Data::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(entry.start)).with_context(|| &shard.name)?;
                 let (_, block) = entry.storage.block();
                 let chunk = CHUNK / block * block;
                 let mut buffer = vec![0; chunk.min(entry.len as usize)];
                 let mut left = entry.len;
                 while left > 0 {
                     let part = &mut buffer[..chunk.min(left as usize)];
+                    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                    file.seek(SeekFrom::Start(entry.start + entry.len - left)).with_context(|| &shard.name)?;
                     file.read_exact(part).with_context(|| &shard.name)?;
+                    drop(file);
                     take(part);
                     left -= part.len() as u64;
                 }

@@ -6,20 +6,18 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::Device;
-
+use super::Network;
+use super::backend::Backend;
 use super::builtin;
-use super::candle::CandleNetwork;
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
-use super::cpu::CpuNetwork;
 use super::digest::DigestCache;
 use super::generation::GenerationConfig;
 use super::gguf::{self, Gguf};
+use super::memory::Memory;
 use super::storage::Storage;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
-use super::{Memory, Network};
 use crate::error::{Context, Error, Result};
 use crate::fsio;
 use crate::paths::Paths;
@@ -82,7 +80,7 @@ pub struct Facts {
     pub gguf: Option<u32>,
     /// What running it takes, on the network that would.
     pub memory: Memory,
-    pub engine: Engine,
+    pub backend: Backend,
     /// SHA-256 of the weights, in hex.
     pub digest: String,
 }
@@ -153,14 +151,14 @@ impl ModelSource {
             let Weights { config, checkpoint, gguf } = self.weights()?;
             let size = |name| checkpoint.shape(name).map_or(0, |shape| shape.iter().map(|n| *n as u64).product());
             let parameters = checkpoint.names().map(size).sum();
-            let engine = Engine::from_env()?;
-            let memory = engine.memory(&config, &checkpoint)?;
+            let backend = Backend::from_env()?;
+            let memory = backend.memory(&config, &checkpoint)?;
             Ok(Facts {
                 parameters,
                 stored: stored(&checkpoint),
                 gguf,
                 memory,
-                engine,
+                backend,
                 digest: digests.digest(&checkpoint)?,
                 config,
             })
@@ -275,16 +273,10 @@ impl Base {
 
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
         let Weights { config, checkpoint, .. } = source.weights()?;
-        let engine = Engine::from_env()?;
-        check_memory(&engine.memory(&config, &checkpoint)?)?;
-        let network: Arc<dyn Network> = match engine {
-            Engine::Candle => Arc::new(CandleNetwork::load(&config, &checkpoint, &device())?),
-            Engine::Cpu => Arc::new(CpuNetwork::load(&config, &checkpoint, threads())?),
-        };
         Ok(Base {
             name: source.name(),
+            network: Backend::from_env()?.load(&config, &checkpoint)?,
             digest: digests.digest(&checkpoint)?,
-            network,
             builtin: *source == ModelSource::Builtin,
         })
     }
@@ -365,76 +357,6 @@ fn check_vocabulary(tokenizer: &Tokenizer, from: &str, rows: usize, of: &str) ->
         size if size > rows => Err(Error::failure(format!("{from} has ids up to {}, {of} only {rows}", size - 1))),
         _ => Ok(()),
     }
-}
-
-/// A network that this machine cannot hold is an error, where running out of memory would end the process: a file of
-/// holes can claim any size.
-fn check_memory(memory: &Memory) -> Result<()> {
-    let needed = memory.weights;
-    match machine_memory() {
-        Some(all) if needed > all => {
-            let [needed, all] = [needed, all].map(|bytes| bytes as f64 / 1e9);
-            Err(Error::failure(format!("its weights take {needed:.1} GB of memory, this machine has {all:.1} GB"))
-                .hint("choose a smaller model"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Memory and swap of this machine, in bytes; None where the system has no `/proc/meminfo`.
-fn machine_memory() -> Option<u64> {
-    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes = |key: &str| {
-        let line = told.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
-    };
-    Some((kilobytes("MemTotal")? + kilobytes("SwapTotal").unwrap_or(0)) * 1024)
-}
-
-/// Which network computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// Any device, training too; weights are widened to f32.
-    Candle,
-    /// Packed weights on the processor's cores; no training yet.
-    Cpu,
-}
-
-impl Engine {
-    /// `FINCH_NETWORK`: `candle` (or nothing), or `cpu`. Errors (usage) on anything else.
-    pub fn from_env() -> Result<Engine> {
-        match std::env::var_os("FINCH_NETWORK").as_ref().map(|name| name.to_string_lossy()).as_deref() {
-            None | Some("" | "candle") => Ok(Engine::Candle),
-            Some("cpu") => Ok(Engine::Cpu),
-            Some(other) => Err(Error::usage(format!("FINCH_NETWORK is {other:?}; it can be candle or cpu"))),
-        }
-    }
-
-    /// What a model takes on it.
-    fn memory(self, config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Memory> {
-        match self {
-            Engine::Candle => CandleNetwork::memory(config),
-            Engine::Cpu => Ok(CpuNetwork::memory(config, checkpoint)),
-        }
-    }
-}
-
-/// As many as this process may use, or as `RAYON_NUM_THREADS` says, which the candle network goes by.
-fn threads() -> usize {
-    let set = std::env::var("RAYON_NUM_THREADS").ok().and_then(|set| set.parse().ok()).filter(|&set| set > 0);
-    set.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// A GPU where this build and machine have one, else the CPU.
-fn device() -> Device {
-    let gpu = if candle_core::utils::cuda_is_available() {
-        Device::new_cuda(0).ok()
-    } else if candle_core::utils::metal_is_available() {
-        Device::new_metal(0).ok()
-    } else {
-        None
-    };
-    gpu.unwrap_or(Device::Cpu)
 }
 
 /// `~` and `~/…` as shells read them: names also come from config.toml, which no shell has seen.
@@ -569,18 +491,5 @@ mod tests {
         fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
         put("vocab.json", b"{}");
         assert!(hint().contains("make tokenizer.json with transformers"), "{}", hint());
-    }
-
-    #[test]
-    fn a_network_that_no_memory_holds_is_not_begun() {
-        let json = serde_json::json!({"model_type": "qwen3", "vocab_size": 1 << 22, "hidden_size": 1 << 16,
-            "intermediate_size": 1 << 20, "num_hidden_layers": 512, "num_attention_heads": 1, "head_dim": 8});
-        let config = ModelConfig::from_json(json.to_string().as_bytes()).unwrap();
-        if machine_memory().is_some() {
-            let error = check_memory(&CandleNetwork::memory(&config).unwrap()).unwrap_err().to_string();
-            assert!(error.contains("GB of memory, this machine has"), "{error}");
-        }
-        let small = ModelConfig { layers: 1, vocab_size: 8, intermediate_size: 8, ..config };
-        assert!(check_memory(&CandleNetwork::memory(&small).unwrap()).is_ok());
     }
 }

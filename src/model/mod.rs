@@ -4,8 +4,9 @@
 //! logits out ([`Decoder`]); token ids in, log-probabilities of completion tokens out, their gradients back in, parameter
 //! gradients out ([`Learner`], [`Pass`]). Every training objective is a function of those log-probabilities, and logits are
 //! never held whole. Behind the seam stand two networks: the candle one (any device, training, the oracle in tests) and a
-//! faster one for the CPU, which does not train yet. Nothing above knows which.
+//! faster one for the CPU, which trains on the candle one. Nothing above knows which.
 
+pub mod backend;
 pub mod builtin;
 pub mod candle;
 pub mod checkpoint;
@@ -17,6 +18,7 @@ pub mod generation;
 pub mod gguf;
 pub mod load;
 pub mod lora;
+pub mod memory;
 pub mod message;
 pub mod rope;
 pub mod safetensors;
@@ -46,14 +48,6 @@ pub trait Network: Send + Sync {
 
     /// A learner for the LoRA parameters laid out as in `layout` (its values are the start values).
     fn learner(&self, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> Result<Box<dyn Learner>>;
-}
-
-/// What a network takes while it runs, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
-    pub weights: u64,
-    /// Keys and values of one token.
-    pub token: u64,
 }
 
 /// One sequence being decoded: a KV cache and what runs over it.

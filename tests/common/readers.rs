@@ -10,6 +10,7 @@ use finch::error::Result;
 use finch::model::candle::CandleNetwork;
 use finch::model::checkpoint::Checkpoint;
 use finch::model::config::ModelConfig;
+use finch::model::cpu::CpuNetwork;
 use finch::model::generation::GenerationConfig;
 use finch::model::gguf::Gguf;
 use finch::model::message::Message;
@@ -81,6 +82,8 @@ fn tensors(checkpoint: &Checkpoint) -> Result<()> {
 
 /// Every weight of the network that `config` describes, as the network asks for it.
 fn weights(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+    CpuNetwork::memory(config, checkpoint)?;
+    CpuNetwork::load(config, checkpoint, 1)?;
     CandleNetwork::memory(config)?;
     CandleNetwork::load(config, checkpoint, &candle_core::Device::Cpu).map(drop)
 }

@@ -27,7 +27,7 @@ mod pass;
 pub(crate) mod tests;
 pub mod weights;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use candle_core::{Device, Tensor};
 
@@ -35,7 +35,8 @@ use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::courtesy::Courtesy;
 use super::lora::{LoraWeights, Target};
-use super::{Decoder, Learner, Memory, Network};
+use super::memory::Memory;
+use super::{Decoder, Learner, Network};
 use crate::error::{Context, Error, Result};
 use decode::CandleDecoder;
 use forward::Rope;
@@ -47,6 +48,19 @@ use weights::Weights;
 #[derive(Clone)]
 pub struct CandleNetwork {
     shared: Arc<Shared>,
+}
+
+/// Where a tensor's numbers come from, row-major: its name in checkpoints and its shape.
+pub type Numbers<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
+
+/// A network for as long as others use it.
+#[derive(Default)]
+pub struct WeakNetwork(Weak<Shared>);
+
+impl WeakNetwork {
+    pub fn upgrade(&self) -> Option<CandleNetwork> {
+        self.0.upgrade().map(|shared| CandleNetwork { shared })
+    }
 }
 
 /// What every decoder and learner of a network shares.
@@ -65,28 +79,35 @@ impl CandleNetwork {
     /// What a network of this shape takes: weights, keys and values are f32, however the file stores them.
     pub fn memory(config: &ModelConfig) -> Result<Memory> {
         let weights = weights::slots(config)?.iter().map(|slot| 4 * slot.len() as u64).sum();
-        Ok(Memory { weights, token: 4 * 2 * (config.layers * config.kv_heads * config.head_dim) as u64 })
+        Ok(Memory { weights, learning: 0, token: 4 * 2 * (config.layers * config.kv_heads * config.head_dim) as u64 })
     }
 
     /// Reads all tensors of the checkpoint onto `device`, as f32: the narrowest type that holds every number of every
     /// storage and in which products need no conversion.
     pub fn load(config: &ModelConfig, checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
-        let weights = Weights::gather(config, &mut |name, shape| {
-            let values = checkpoint.tensor(name, shape)?;
-            Ok(Tensor::from_vec(values, shape, device)?)
-        })?;
-        Self::new(config.clone(), weights, device.clone())
+        Self::from_numbers(config, device, &mut |name, shape| checkpoint.tensor(name, shape))
     }
 
     /// A network over a flat vector of all its weights, laid out as [`weights::slots`] says.
     pub fn from_params(config: &ModelConfig, params: &[f32], device: &Device) -> Result<Self> {
         let slots = weights::slots(config)?;
-        let weights = Weights::gather(config, &mut |name, shape| {
+        Self::from_numbers(config, device, &mut |name, _| {
             let slot = slots.iter().find(|s| s.name == name);
             let slot = slot.ok_or_else(|| Error::failure(format!("no place for the weight {name}")))?;
-            Ok(Tensor::from_slice(&params[slot.start..slot.start + slot.len()], shape, device)?)
-        })?;
+            Ok(params[slot.start..slot.start + slot.len()].to_vec())
+        })
+    }
+
+    /// A network of the numbers that `numbers` gives for the name and shape of each tensor.
+    pub fn from_numbers(config: &ModelConfig, device: &Device, numbers: &mut Numbers<'_>) -> Result<Self> {
+        let weights =
+            Weights::gather(config, &mut |name, shape| Ok(Tensor::from_vec(numbers(name, shape)?, shape, device)?))?;
         Self::new(config.clone(), weights, device.clone())
+    }
+
+    /// A handle that does not keep the weights in memory.
+    pub fn downgrade(&self) -> WeakNetwork {
+        WeakNetwork(Arc::downgrade(&self.shared))
     }
 
     fn new(config: ModelConfig, weights: Weights, device: Device) -> Result<Self> {

@@ -6,35 +6,17 @@ use super::Shared;
 use super::attention::HeadCache;
 use super::math::{rms_norm, rotate};
 use super::matrix::{Input, Matrix, TILE};
-use super::pack::Packer;
+use super::pairs::Pairs;
 use super::plane::Plane;
-use super::products::{Layer, On, Pair};
+use super::products::{Layer, On};
 use super::rounded::Rounded;
 use super::weights::Block;
 use crate::error::Result;
 use crate::model::Decoder;
-use crate::model::lora::{LoraWeights, Target};
+use crate::model::lora::Target;
 
 /// Tokens that go through the network at once.
 const CHUNK: usize = 256;
-
-/// An adapter's pairs, by layer and place in [`Target::ALL`].
-pub(super) struct Pairs(Vec<[Option<Pair>; 7]>);
-
-impl Pairs {
-    /// Packs the pairs of an adapter that fits a base of `layers` layers.
-    pub fn pack(layers: usize, lora: &LoraWeights) -> Result<Pairs> {
-        let mut pairs: Vec<[Option<Pair>; 7]> = (0..layers).map(|_| Default::default()).collect();
-        for m in &lora.modules {
-            pairs[m.layer][m.target as usize] = Some(Pair {
-                a: Packer::plain(m.rank, m.in_features, lora.a(m))?,
-                b: Packer::plain(m.out_features, m.rank, lora.b(m))?,
-                scale: m.scale,
-            });
-        }
-        Ok(Pairs(pairs))
-    }
-}
 
 pub(super) struct CpuDecoder {
     shared: Arc<Shared>,
@@ -42,7 +24,8 @@ pub(super) struct CpuDecoder {
     /// By layer and key/value head.
     caches: Vec<Vec<HeadCache>>,
     len: usize,
-    /// Every product is of f32 activations, and keys and values keep every bit: since this decoder was asked to score.
+    /// Every product is of f32 activations, and keys and values keep every bit: of a network that is exact, or since this
+    /// decoder was asked to score.
     exact: bool,
     room: Room,
 }
@@ -66,21 +49,22 @@ struct Room {
 
 impl CpuDecoder {
     pub fn new(shared: Arc<Shared>, pairs: Option<Pairs>) -> Self {
-        let (room, caches) = (Room::default(), caches(&shared, false));
-        CpuDecoder { shared, pairs, caches, len: 0, exact: false, room }
+        let (exact, room) = (shared.exact, Room::default());
+        let caches = caches(&shared, exact);
+        CpuDecoder { shared, pairs, caches, len: 0, exact, room }
     }
 
     /// Appends `ids`, few and checked. Their hidden states after the last norm are `room.x` then.
     fn append(&mut self, ids: &[u32]) {
         let CpuDecoder { shared, pairs, caches, len: past, exact, room } = self;
         let (config, weights) = (&shared.config, &shared.weights);
-        let (on, past, tokens) = (On { pool: &shared.pool, level: shared.level }, *past, ids.len());
+        let (on, past, tokens) = (shared.on(*exact), *past, ids.len());
         room.stream.resize(tokens, config.hidden_size);
         room.turns(&shared.turns, past, tokens);
         on.pool.rows(&mut room.stream, |row, out| weights.embed.read(ids[row] as usize, out));
         for (at, (block, caches)) in weights.blocks.iter().zip(caches).enumerate() {
             let layer = |target: Target| {
-                let pair = pairs.as_ref().and_then(|pairs| pairs.0[at][target as usize].as_ref());
+                let pair = pairs.as_ref().and_then(|pairs| pairs.get(at, target));
                 Layer { pair, ..block.layer(target) }
             };
             let [q, k, v] = [Target::Q, Target::K, Target::V].map(layer);
@@ -88,19 +72,19 @@ impl CpuDecoder {
                 out.resize(tokens, layer.matrix.rows());
             }
             room.normalise(on, &block.input_norm, config.rms_norm_eps);
-            let x = input(on, &room.x, &mut room.rounded, &[q.matrix, k.matrix, v.matrix], *exact);
+            let x = input(on, &room.x, &mut room.rounded, &[q.matrix, k.matrix, v.matrix]);
             on.linear([q, k, v], x, [&mut room.q, &mut room.k, &mut room.v], false);
             room.attend(on, block, caches, (past, config.head_dim), config.rms_norm_eps);
             let o = layer(Target::O);
-            let x = input(on, &room.x, &mut room.rounded, &[o.matrix], *exact);
+            let x = input(on, &room.x, &mut room.rounded, &[o.matrix]);
             on.linear([o], x, [&mut room.stream], true);
 
             let [gate, up, down] = [Target::Gate, Target::Up, Target::Down].map(layer);
             room.normalise(on, &block.post_norm, config.rms_norm_eps);
             room.gated.resize(tokens, gate.matrix.rows());
-            let x = input(on, &room.x, &mut room.rounded, &[gate.matrix, up.matrix], *exact);
+            let x = input(on, &room.x, &mut room.rounded, &[gate.matrix, up.matrix]);
             on.gated(gate, up, x, &mut room.gated);
-            let x = input(on, &room.gated, &mut room.rounded, &[down.matrix], *exact);
+            let x = input(on, &room.gated, &mut room.rounded, &[down.matrix]);
             on.linear([down], x, [&mut room.stream], true);
         }
         room.normalise(on, &weights.norm, config.rms_norm_eps);
@@ -110,9 +94,9 @@ impl CpuDecoder {
     /// Logits of the rows of `hidden`, `[rows, vocab]`.
     fn logits(&mut self, hidden: &Plane) -> Plane {
         let (shared, head) = (&self.shared, self.shared.weights.head());
-        let on = On { pool: &shared.pool, level: shared.level };
+        let on = shared.on(self.exact);
         let mut logits = Plane::new(hidden.rows(), head.matrix.rows());
-        let x = input(on, hidden, &mut self.room.rounded, &[head.matrix], self.exact);
+        let x = input(on, hidden, &mut self.room.rounded, &[head.matrix]);
         on.linear([head], x, [&mut logits], false);
         logits
     }
@@ -125,8 +109,8 @@ fn caches(shared: &Shared, full: bool) -> Vec<Vec<HeadCache>> {
 }
 
 /// Rounds `x` where one of the matrices can make use of it.
-fn input<'a>(on: On<'_>, x: &'a Plane, rounded: &'a mut Rounded, matrices: &[&Matrix], exact: bool) -> Input<'a> {
-    let wanted = !exact && matrices.iter().any(|matrix| matrix.is_coded());
+fn input<'a>(on: On<'_>, x: &'a Plane, rounded: &'a mut Rounded, matrices: &[&Matrix]) -> Input<'a> {
+    let wanted = !on.exact && matrices.iter().any(|matrix| matrix.is_coded());
     if wanted {
         rounded.fill(on.pool, on.level, x);
     }

@@ -107,6 +107,13 @@ impl Matrix {
         }
     }
 
+    /// All rows, behind each other.
+    pub fn numbers(&self) -> Vec<f32> {
+        let mut all = vec![0.0; self.rows * self.columns];
+        all.chunks_exact_mut(self.columns).enumerate().for_each(|(row, out)| self.read(row, out));
+        all
+    }
+
     /// Reads a row into `out`, `columns` long: the numbers of the file.
     pub fn read(&self, row: usize, out: &mut [f32]) {
         let (group, lane) = (row / LANES, row % LANES);

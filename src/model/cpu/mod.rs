@@ -1,15 +1,16 @@
-//! The CPU network: Qwen2 and Qwen3 on packed weights, at the file's own bits a number. It decodes and scores; it does not
-//! train yet.
+//! The CPU network: Qwen2 and Qwen3 on packed weights, at the file's own bits a number. It decodes and scores; what trains
+//! is a candle network of the same weights, for as long as there is a learner.
 //!
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
 //! - `matrix`, `pack`: a weight matrix, and how it is made of a file's bytes
 //! - `rounded`, `plane`: activations, as eight-bit numbers and as they are
 //! - `pool`, `tiles`: the threads, and who of them writes where
 //! - `products`, `attention`, `math`: the regions of a layer
-//! - `weights`, `decode`: the network, and a sequence through it
+//! - `weights`, `pairs`, `decode`: the network, an adapter, and a sequence through both
 //!
 //! A chat multiplies codes with activations that are rounded to eight bits, and keeps keys and values as f16. Scoring does
-//! neither: its numbers are those of the candle network within f32's rounding.
+//! neither, nor does a small network, which has the time: their numbers are those of the candle network within f32's
+//! rounding.
 
 mod attention;
 mod decode;
@@ -17,6 +18,7 @@ mod kernels;
 mod math;
 mod matrix;
 mod pack;
+mod pairs;
 mod plane;
 mod pool;
 mod products;
@@ -26,22 +28,30 @@ mod tests;
 mod tiles;
 mod weights;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use candle_core::Device;
+
+use super::candle::{CandleNetwork, WeakNetwork};
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::courtesy::Courtesy;
 use super::lora::{LoraWeights, Target};
-use super::{Decoder, Learner, Memory, Network};
+use super::memory::Memory;
+use super::{Decoder, Learner, Network};
 use crate::error::{Context, Error, Result};
-use decode::{CpuDecoder, Pairs};
+use decode::CpuDecoder;
 use kernels::Level;
+use pairs::Pairs;
 use pool::Pool;
+use products::On;
 use weights::Weights;
 
 /// A Qwen network on the processor's cores.
 pub struct CpuNetwork {
     shared: Arc<Shared>,
+    /// The same weights as f32, while something learns on them.
+    learning: Mutex<WeakNetwork>,
 }
 
 /// What every decoder of a network shares.
@@ -50,8 +60,32 @@ struct Shared {
     weights: Weights,
     /// Of the rotary embedding: an angle a position for each pair of a head, and a factor of cosines and sines.
     turns: (Vec<f32>, f32),
+    /// ‖W‖² of each row of the linear layers that were asked for, `[out]`: they never change.
+    row_squares: Vec<[OnceLock<Vec<f64>>; 7]>,
     pool: Pool,
     level: Level,
+    /// See `CpuDecoder::exact`.
+    exact: bool,
+}
+
+impl Shared {
+    fn on(&self, exact: bool) -> On<'_> {
+        On { pool: &self.pool, level: self.level, exact }
+    }
+
+    /// ‖W‖² of each row of a linear layer, `[out]`.
+    fn row_squares(&self, layer: usize, target: Target) -> &[f64] {
+        self.row_squares[layer][target as usize].get_or_init(|| {
+            let matrix = self.weights.blocks[layer].layer(target).matrix;
+            let mut squares = vec![0.0; matrix.rows()];
+            self.pool.each(&mut squares, |at, square| {
+                let mut row = vec![0.0; self.config.linear_shape(target).0];
+                matrix.read(at, &mut row);
+                *square = row.iter().map(|w| f64::from(*w).powi(2)).sum();
+            });
+            squares
+        })
+    }
 }
 
 impl CpuNetwork {
@@ -62,19 +96,38 @@ impl CpuNetwork {
         // A product of a small network is done before another thread is awake.
         let threads = if config.is_small() { 1 } else { threads };
         let pool = Pool::new(threads).context("cannot start a compute thread")?;
-        let weights = Weights::read(config, checkpoint)?;
-        Ok(Self::new(config, weights, pool, Level::detect()))
+        let weights = Weights::read(config, checkpoint, &pool)?;
+        Ok(Self::new(config, weights, pool, Level::detect(), config.is_small()))
     }
 
-    fn new(config: &ModelConfig, weights: Weights, pool: Pool, level: Level) -> CpuNetwork {
+    fn new(config: &ModelConfig, weights: Weights, pool: Pool, level: Level, exact: bool) -> CpuNetwork {
         let turns = config.rope_scaling.frequencies(config.head_dim, config.rope_theta);
-        CpuNetwork { shared: Arc::new(Shared { config: config.clone(), weights, turns, pool, level }) }
+        let row_squares = (0..config.layers).map(|_| Default::default()).collect();
+        let shared = Shared { config: config.clone(), weights, turns, row_squares, pool, level, exact };
+        CpuNetwork { shared: Arc::new(shared), learning: Mutex::default() }
+    }
+
+    /// The weights widened for the candle network; those of a learner that still lives serve again.
+    fn widened(&self) -> Result<CandleNetwork> {
+        let mut learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(network) = learning.upgrade() {
+            return Ok(network);
+        }
+        let Shared { config, weights, .. } = &*self.shared;
+        CandleNetwork::memory(config)?.check().context("training")?;
+        let network = CandleNetwork::from_numbers(config, &Device::Cpu, &mut |name, _| {
+            weights.numbers(name).ok_or_else(|| Error::failure(format!("tensor {name} is missing")))
+        })?;
+        *learning = network.downgrade();
+        Ok(network)
     }
 
     /// What a network of these weights takes.
-    pub fn memory(config: &ModelConfig, checkpoint: &Checkpoint) -> Memory {
-        let token = 2 * 2 * (config.layers * config.kv_heads * config.head_dim) as u64;
-        Memory { weights: weights::size(config, checkpoint), token }
+    pub fn memory(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Memory> {
+        let bytes = if config.is_small() { 4 } else { 2 };
+        let token = 2 * bytes * (config.layers * config.kv_heads * config.head_dim) as u64;
+        let learning = CandleNetwork::memory(config)?.weights;
+        Ok(Memory { weights: weights::size(config, checkpoint), learning, token })
     }
 }
 
@@ -84,33 +137,23 @@ impl Network for CpuNetwork {
     }
 
     fn row_norms(&self, layer: usize, target: Target) -> Result<Vec<f32>> {
-        let Some(block) = self.shared.weights.blocks.get(layer) else {
-            let layers = self.shared.config.layers;
+        let layers = self.shared.config.layers;
+        if layer >= layers {
             return Err(Error::failure(format!("the base has no layer {layer}, it has {layers}")));
-        };
-        let matrix = block.layer(target).matrix;
-        let mut row = vec![0.0; self.shared.config.linear_shape(target).0];
-        let norm = |at: usize| {
-            matrix.read(at, &mut row);
-            row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt() as f32
-        };
-        Ok((0..matrix.rows()).map(norm).collect())
+        }
+        Ok(self.shared.row_squares(layer, target).iter().map(|square| square.sqrt() as f32).collect())
     }
 
     fn decoder(&self, adapter: Option<&LoraWeights>) -> Result<Box<dyn Decoder>> {
-        let config = &self.shared.config;
         let pairs = adapter.map(|lora| {
-            config.check_fit(lora).context("the adapter does not fit this base")?;
-            if lora.modules.iter().any(|module| module.magnitude.is_some()) {
-                return Err(Error::failure("the CPU network does not compute DoRA adapters yet")
-                    .hint("answer with FINCH_NETWORK=candle, or without it"));
-            }
-            Pairs::pack(config.layers, lora)
+            self.shared.config.check_fit(lora).context("the adapter does not fit this base")?;
+            Ok::<_, Error>(Pairs::pack(&self.shared, lora))
         });
         Ok(Box::new(CpuDecoder::new(Arc::clone(&self.shared), pairs.transpose()?)))
     }
 
-    fn learner(&self, _: &LoraWeights, _: Arc<Courtesy>) -> Result<Box<dyn Learner>> {
-        Err(Error::failure("the CPU network does not train yet").hint("train with FINCH_NETWORK=candle, or without it"))
+    fn learner(&self, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> Result<Box<dyn Learner>> {
+        self.shared.config.check_fit(layout).context("the adapter does not fit this base")?;
+        self.widened()?.learner(layout, courtesy)
     }
 }

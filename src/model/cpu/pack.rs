@@ -1,5 +1,7 @@
 //! From the bytes of a file to a packed [`Matrix`]: rows are taken as they come, sixteen at a time.
 
+use half::f16;
+
 use super::kernels::dot::{BLOCK, Brains, Coded};
 use super::kernels::{Floats, Halves, LANES, Line};
 use super::matrix::{Body, Matrix};
@@ -57,14 +59,6 @@ impl Packer {
         Ok(Packer { rows, columns, storage, body, waiting: Vec::new(), group: 0, finite: true })
     }
 
-    /// A matrix of numbers in memory, row-major.
-    pub fn plain(rows: usize, columns: usize, numbers: &[f32]) -> Result<Matrix> {
-        let mut packer = Packer::new(rows, columns, Storage::F32)?;
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        packer.take(&bytes);
-        packer.finish()
-    }
-
     /// Takes the next bytes, a whole number of blocks.
     pub fn take(&mut self, bytes: &[u8]) {
         self.waiting.extend_from_slice(bytes);
@@ -120,6 +114,39 @@ impl Packer {
             };
         }
     }
+}
+
+/// A matrix of numbers in memory, row-major, `columns` not zero.
+pub fn plain(rows: usize, columns: usize, numbers: &[f32]) -> Matrix {
+    let mut all = vec![Floats([0.0; LANES]); rows.div_ceil(LANES) * columns];
+    for (group, rows) in all.chunks_exact_mut(columns).zip(numbers.chunks(LANES * columns)) {
+        for (lane, row) in rows.chunks_exact(columns).enumerate() {
+            group.iter_mut().zip(row).for_each(|(column, number)| column.0[lane] = *number);
+        }
+    }
+    Matrix { rows, columns, body: Body::F32(all) }
+}
+
+/// A matrix of numbers in memory, row-major, `columns` not zero, in two parts of f16, and by what to multiply their products:
+/// numbers = factor · (first + second), the second of which is the first's rounding. Together they keep 22 bits.
+pub fn halved(rows: usize, columns: usize, numbers: &[f32]) -> ([Matrix; 2], f32) {
+    let most = numbers.iter().fold(0f32, |most, number| most.max(number.abs()));
+    // A power of two moves the largest into the upper half of f16's range, so that small ones keep their bits too.
+    let factor = if most > 0.0 { (most.log2().floor() - 14.0).clamp(-126.0, 126.0).exp2() } else { 1.0 };
+    let mut both = [(); 2].map(|()| vec![Halves([0; LANES]); rows.div_ceil(LANES) * columns]);
+    let [first, second] = &mut both;
+    let groups = first.chunks_exact_mut(columns).zip(second.chunks_exact_mut(columns));
+    for ((first, second), rows) in groups.zip(numbers.chunks(LANES * columns)) {
+        for (lane, row) in rows.chunks_exact(columns).enumerate() {
+            for ((first, second), number) in first.iter_mut().zip(second.iter_mut()).zip(row) {
+                let number = number / factor;
+                let half = f16::from_f32(number);
+                first.0[lane] = half.to_bits();
+                second.0[lane] = f16::from_f32(number - half.to_f32()).to_bits();
+            }
+        }
+    }
+    (both.map(|all| Matrix { rows, columns, body: Body::F16(all) }), factor)
 }
 
 /// Bytes of a packed matrix.

@@ -9,9 +9,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
 
-/// Looks at the next region before a thread goes to sleep: some tens of microseconds.
-const LOOKS: usize = 20_000;
+/// How long a thread waits awake: regions of one token follow each other within a few microseconds, tokens within a
+/// fraction of a millisecond. Longer waits would take the core from others.
+const AWAKE: Duration = Duration::from_micros(500);
 /// Set in `door` while a region takes threads in; below it, how many are inside.
 const OPEN: usize = 1 << (usize::BITS - 1);
 
@@ -40,22 +42,23 @@ struct Shared {
 impl Pool {
     /// A pool of `threads`, the caller's counted: one makes everything run where it is called.
     pub fn new(threads: usize) -> std::io::Result<Pool> {
-        let shared = Arc::new(Shared::default());
-        let workers = (1..threads)
-            .map(|_| {
-                let shared = Arc::clone(&shared);
-                thread::Builder::new().name("finch-compute".to_string()).spawn(move || shared.serve())
-            })
-            .collect::<std::io::Result<Vec<_>>>()?;
-        let threads = workers.iter().map(|worker| worker.thread().clone()).collect();
-        Ok(Pool { shared, workers, threads, turn: Mutex::new(()) })
+        // Whole at every step: those that were started end with it when the system refuses one.
+        let mut pool = Pool { shared: Arc::default(), workers: Vec::new(), threads: Vec::new(), turn: Mutex::new(()) };
+        for _ in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker = thread::Builder::new().name("finch-compute".to_string()).spawn(move || shared.serve())?;
+            pool.threads.push(worker.thread().clone());
+            pool.workers.push(worker);
+        }
+        Ok(pool)
     }
 
     pub fn threads(&self) -> usize {
         1 + self.workers.len()
     }
 
-    /// Runs `task(0)` to `task(tasks - 1)`, each once, in no order. A panic in one is the caller's.
+    /// Runs `task(0)` to `task(tasks - 1)`, each once, in no order. A panic in one is the caller's. A task runs no region
+    /// itself: it would wait for its own end.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if self.workers.is_empty() || tasks < 2 {
             return (0..tasks).for_each(task);
@@ -115,12 +118,15 @@ impl Shared {
 
     /// Waits for a region after the `seen`-th.
     fn wait(&self, seen: usize) -> usize {
-        for _ in 0..LOOKS {
-            let region = self.region.load(Ordering::SeqCst);
-            if region != seen {
-                return region;
+        let begun = Instant::now();
+        while begun.elapsed() < AWAKE {
+            for _ in 0..32 {
+                let region = self.region.load(Ordering::SeqCst);
+                if region != seen {
+                    return region;
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
         }
         self.asleep.fetch_add(1, Ordering::SeqCst);
         let region = loop {

@@ -6,11 +6,13 @@ use super::matrix::{Input, Matrix, TILE};
 use super::plane::Plane;
 use super::pool::Pool;
 
-/// Where products are computed.
+/// Where products are computed, and how.
 #[derive(Clone, Copy)]
 pub struct On<'a> {
     pub pool: &'a Pool,
     pub level: Level,
+    /// Every bit counts: see `CpuDecoder::exact`.
+    pub exact: bool,
 }
 
 /// A linear layer: its weights, and what comes on top.
@@ -21,32 +23,41 @@ pub struct Layer<'a> {
     pub pair: Option<&'a Pair>,
 }
 
-/// A LoRA pair: y += scale · B(A x).
+/// A LoRA pair: y = gain ∘ (W x + scale · B(A x)).
+///
+/// Each matrix is the sum of two ([`halved`](super::pack::halved)); the first alone serves where not every bit counts.
 #[derive(Debug)]
 pub struct Pair {
     /// `[rank, in]`
-    pub a: Matrix,
+    pub a: [Matrix; 2],
     /// `[out, rank]`
-    pub b: Matrix,
+    pub b: [Matrix; 2],
     pub scale: f32,
+    /// DoRA's factor of each output, `[out]`; None: 1.
+    pub gain: Option<Vec<f32>>,
 }
 
-/// A layer with scale · A x of all rows.
+/// A layer with scale · A x of all rows, if it has a pair.
 struct Lowered<'a> {
     layer: Layer<'a>,
-    low: Option<Plane>,
+    low: Plane,
 }
 
 impl Lowered<'_> {
     /// Sixteen columns of the layer's output, for rows of the input from `first` on.
-    fn group(&self, level: Level, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
+    fn group(&self, on: On<'_>, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
         let Layer { matrix, bias, pair } = self.layer;
-        matrix.times(level, group, x, first, out);
-        if let (Some(pair), Some(low)) = (pair, &self.low) {
-            let mut more = [[0.0; LANES]; TILE];
-            let more = &mut more[..out.len()];
-            pair.b.times(level, group, Input { plane: low, rounded: None }, first, more);
-            out.as_flattened_mut().iter_mut().zip(more.as_flattened()).for_each(|(out, more)| *out += more);
+        matrix.times(on.level, group, x, first, out);
+        if let Some(pair) = pair {
+            for b in on.parts(&pair.b) {
+                let mut more = [[0.0; LANES]; TILE];
+                let more = &mut more[..out.len()];
+                b.times(on.level, group, Input { plane: &self.low, rounded: None }, first, more);
+                out.as_flattened_mut().iter_mut().zip(more.as_flattened()).for_each(|(out, more)| *out += more);
+            }
+            if let Some(gain) = pair.gain.as_ref().and_then(|gain| gain.get(group * LANES..)) {
+                out.iter_mut().for_each(|out| out.iter_mut().zip(gain).for_each(|(out, gain)| *out *= gain));
+            }
         }
         if let Some(bias) = bias.and_then(|bias| bias.get(group * LANES..)) {
             out.iter_mut().for_each(|out| out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias));
@@ -55,15 +66,20 @@ impl Lowered<'_> {
 }
 
 impl On<'_> {
+    /// What is computed with of a pair's matrix.
+    fn parts(self, both: &[Matrix; 2]) -> &[Matrix] {
+        if self.exact { both } else { &both[..1] }
+    }
+
     /// outs[i] = layers[i](x), or += where `add`.
     pub fn linear<const N: usize>(self, layers: [Layer<'_>; N], x: Input<'_>, outs: [&mut Plane; N], add: bool) {
         let groups = layers.iter().map(|layer| layer.matrix.groups()).sum();
-        let layers = layers.map(|layer| self.lower(layer, x));
+        let layers = self.lower(layers, x);
         self.pool.tiles(outs, (x.plane.rows(), LANES), self.each(groups), |place, tile| {
             for first in (0..tile.rows()).step_by(TILE) {
                 let mut out = [[0.0; LANES]; TILE];
                 let out = &mut out[..TILE.min(tile.rows() - first)];
-                layers[place.plane].group(self.level, place.column, x, first, out);
+                layers[place.plane].group(self, place.column, x, first, out);
                 for (row, values) in (first..).zip(out) {
                     let place = tile.row(row);
                     match add {
@@ -78,14 +94,14 @@ impl On<'_> {
     /// out = silu(gate(x)) · up(x)
     pub fn gated(self, gate: Layer<'_>, up: Layer<'_>, x: Input<'_>, out: &mut Plane) {
         let groups = gate.matrix.groups();
-        let [gate, up] = [gate, up].map(|layer| self.lower(layer, x));
+        let [gate, up] = self.lower([gate, up], x);
         self.pool.tiles([out], (x.plane.rows(), LANES), self.each(groups), |place, tile| {
             for first in (0..tile.rows()).step_by(TILE) {
                 let (mut gated, mut ups) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
                 let rows = TILE.min(tile.rows() - first);
                 let (gated, ups) = (&mut gated[..rows], &mut ups[..rows]);
-                gate.group(self.level, place.column, x, first, gated);
-                up.group(self.level, place.column, x, first, ups);
+                gate.group(self, place.column, x, first, gated);
+                up.group(self, place.column, x, first, ups);
                 swiglu(self.level, gated, ups);
                 for (row, values) in (first..).zip(gated) {
                     tile.row(row).copy_from_slice(values);
@@ -99,14 +115,24 @@ impl On<'_> {
         (groups / (self.pool.threads() * 8)).max(1)
     }
 
-    fn lower<'a>(self, layer: Layer<'a>, x: Input<'_>) -> Lowered<'a> {
-        let low = layer.pair.map(|pair| {
-            let plain = Input { plane: x.plane, rounded: None };
-            let mut low = Plane::new(x.plane.rows(), pair.a.rows());
-            self.linear([Layer { matrix: &pair.a, bias: None, pair: None }], plain, [&mut low], false);
-            low.data_mut().iter_mut().for_each(|low| *low *= pair.scale);
-            low
+    /// The first halves of the layers' pairs, in one region.
+    fn lower<'a, const N: usize>(self, layers: [Layer<'a>; N], x: Input<'_>) -> [Lowered<'a>; N] {
+        let mut lowered = layers.map(|layer| {
+            let (rows, rank) = layer.pair.map_or((0, 0), |pair| (x.plane.rows(), pair.a[0].rows()));
+            Lowered { layer, low: Plane::new(rows, rank) }
         });
-        Lowered { layer, low }
+        self.pool.tiles(lowered.each_mut().map(|lowered| &mut lowered.low), (TILE, LANES), 1, |place, tile| {
+            let Some(pair) = layers[place.plane].pair else { return };
+            for (part, a) in self.parts(&pair.a).iter().enumerate() {
+                let mut out = [[0.0; LANES]; TILE];
+                let out = &mut out[..tile.rows()];
+                a.times(self.level, place.column, Input { rounded: None, ..x }, place.row * TILE, out);
+                for (row, values) in out.iter().enumerate() {
+                    let low = tile.row(row).iter_mut().zip(values);
+                    low.for_each(|(low, value)| *low = if part == 0 { 0.0 } else { *low } + pair.scale * value);
+                }
+            }
+        });
+        lowered
     }
 }

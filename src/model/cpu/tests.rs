@@ -17,7 +17,7 @@ use crate::model::candle::tests::adapter;
 use crate::model::candle::{CandleNetwork, weights};
 use crate::model::checkpoint::{Checkpoint, Entry, Shard};
 use crate::model::config::{Family, ModelConfig};
-use crate::model::lora::{LoraWeights, Target};
+use crate::model::lora::{LoraModule, LoraShape, LoraWeights, Target};
 use crate::model::storage::Storage;
 use crate::model::{Decoder, Network};
 
@@ -51,8 +51,9 @@ fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
 }
 
 fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {
-    let weights = Weights::read(config, checkpoint).unwrap();
-    CpuNetwork::new(config, weights, Pool::new(threads).unwrap(), level)
+    let pool = Pool::new(threads).unwrap();
+    let weights = Weights::read(config, checkpoint, &pool).unwrap();
+    CpuNetwork::new(config, weights, pool, level, false)
 }
 
 /// Natural-log probabilities of a row of logits.
@@ -84,7 +85,29 @@ fn read(decoder: &mut dyn Decoder, pieces: &[usize]) -> Vec<f32> {
     logits
 }
 
-/// Every type, with and without an adapter, both families.
+/// The adapter with magnitudes.
+fn dora(lora: &LoraWeights) -> LoraWeights {
+    let shape = |m: &LoraModule| LoraShape {
+        layer: m.layer,
+        target: m.target,
+        rank: m.rank,
+        in_features: m.in_features,
+        out_features: m.out_features,
+        scale: m.scale,
+        dora: true,
+    };
+    let mut dora = LoraWeights::zeros(lora.modules.iter().map(shape).collect());
+    for (to, from) in dora.modules.clone().iter().zip(&lora.modules) {
+        assert_eq!((to.layer, to.target), (from.layer, from.target));
+        dora.data[to.a.clone()].copy_from_slice(lora.a(from));
+        dora.data[to.b.clone()].copy_from_slice(lora.b(from));
+        let magnitudes = &mut dora.data[to.magnitude.clone().unwrap()];
+        magnitudes.iter_mut().enumerate().for_each(|(at, m)| *m = 0.5 + at as f32 % 7.0 / 5.0);
+    }
+    dora
+}
+
+/// Every type, with an adapter and without, both families; DoRA on some.
 fn cases() -> Vec<(ModelConfig, Checkpoint, Option<LoraWeights>, String)> {
     let mut cases = Vec::new();
     for storage in Storage::READABLE {
@@ -93,6 +116,9 @@ fn cases() -> Vec<(ModelConfig, Checkpoint, Option<LoraWeights>, String)> {
             let config = config(family, !plain);
             let lora = adapter(&config, &[Target::Q, Target::V, Target::O, Target::Up, Target::Down]);
             let what = format!("{storage}, {family:?}");
+            if matches!(storage, Storage::F32 | Storage::Q4K) {
+                cases.push((config.clone(), checkpoint(&config, storage), Some(dora(&lora)), format!("{what}, DoRA")));
+            }
             cases.push((config.clone(), checkpoint(&config, storage), Some(lora), format!("{what}, adapted")));
             cases.push((config.clone(), checkpoint(&config, storage), None, what));
         }
@@ -164,7 +190,7 @@ fn row_norms_are_those_of_the_candle_network() {
 }
 
 #[test]
-fn after_scoring_a_decoder_stays_exact() {
+fn after_scoring_and_in_a_small_network_every_bit_counts() {
     let config = config(Family::Qwen3, true);
     let checkpoint = checkpoint(&config, Storage::Q4_0);
     let oracle = CandleNetwork::load(&config, &checkpoint, &Device::Cpu).unwrap();
@@ -174,6 +200,30 @@ fn after_scoring_a_decoder_stays_exact() {
     decoder.truncate(20);
     let (_, worst) = apart(&normalised(&decoder.forward(&PROMPT[20..]).unwrap()), &expected);
     assert!(worst < 1e-4, "{worst}");
+    let small = CpuNetwork::load(&config, &checkpoint, 1).unwrap();
+    let (_, worst) = apart(&normalised(&read(&mut *small.decoder(None).unwrap(), &[21])), &expected);
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn what_learns_has_the_numbers_of_the_file() {
+    for (storage, family) in [(Storage::Q6K, Family::Qwen3), (Storage::BF16, Family::Qwen2)] {
+        let config = config(family, storage.block().0 > 1);
+        let checkpoint = checkpoint(&config, storage);
+        let network = network(&config, &checkpoint, 1, Level::detect());
+        for slot in weights::slots(&config).unwrap() {
+            let expected = checkpoint.tensor(&slot.name, &slot.shape).unwrap();
+            assert_eq!(network.shared.weights.numbers(&slot.name), Some(expected), "{}", slot.name);
+        }
+        let lora = adapter(&config, &[Target::Up]);
+        let first = network.learner(&lora, Arc::default()).unwrap();
+        assert!(network.learning.lock().unwrap().upgrade().is_some());
+        let second = network.learner(&lora, Arc::default()).unwrap();
+        drop(first);
+        assert!(network.learning.lock().unwrap().upgrade().is_some());
+        drop(second);
+        assert!(network.learning.lock().unwrap().upgrade().is_none(), "memory is given back");
+    }
 }
 
 #[test]
@@ -187,9 +237,11 @@ fn what_does_not_fit_is_refused_and_leaves_the_cache() {
     assert_eq!(decoder.len(), 2);
     let mut lora = adapter(&config, &[Target::Up]);
     lora.modules[0].in_features += 1;
-    let refused = network.decoder(Some(&lora)).err().expect("it does not fit");
-    assert!(refused.to_string().contains("mlp.up_proj: the adapter is made for"), "{refused}");
-    assert!(network.learner(&adapter(&config, &[Target::Up]), Arc::default()).is_err());
+    let refused = [network.decoder(Some(&lora)).err(), network.learner(&lora, Arc::default()).err()];
+    for refused in refused {
+        let refused = refused.expect("it does not fit").to_string();
+        assert!(refused.contains("mlp.up_proj: the adapter is made for"), "{refused}");
+    }
 }
 
 #[test]
@@ -201,6 +253,6 @@ fn memory_is_what_the_packed_weights_take() {
         let layers = || weights.blocks.iter().flat_map(|block| Target::ALL.map(|target| block.layer(target)));
         let sizes = layers().map(|layer| layer.matrix.size()).sum::<usize>();
         let all = sizes + weights.embed.size() + weights.head().matrix.size();
-        assert_eq!(CpuNetwork::memory(&config, &checkpoint).weights, all as u64, "{storage}");
+        assert_eq!(CpuNetwork::memory(&config, &checkpoint).unwrap().weights, all as u64, "{storage}");
     }
 }

@@ -112,6 +112,13 @@ impl Pool {
         self.chunks(elements, 1, |at, chunk| task(at, &mut chunk[0]));
     }
 
+    /// What `task` makes of 0 to `tasks - 1`, in their order.
+    pub fn map<T: Send>(&self, tasks: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut made: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
+        self.each(&mut made, |at, place| *place = Some(task(at)));
+        made.into_iter().flatten().collect()
+    }
+
     /// Runs `task` on each chunk of `size` elements; the last may be shorter.
     pub fn chunks<T: Send>(&self, elements: &mut [T], size: usize, task: impl Fn(usize, &mut [T]) + Sync) {
         let (len, tasks) = (elements.len(), elements.len().div_ceil(size));

@@ -1,13 +1,13 @@
 //! The network's tensors, packed from a checkpoint.
 
 use super::matrix::Matrix;
-use super::pack::{Packer, packed_size};
+use super::pack::{Packer, packed_size, plain};
+use super::pool::Pool;
 use super::products::Layer;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{Family, ModelConfig};
-use crate::model::lora::Target;
-use crate::model::storage::Storage;
+use crate::model::lora::{Target, module_path};
 
 pub struct Weights {
     /// `[vocab, hidden]`
@@ -31,15 +31,35 @@ pub struct Block {
 }
 
 impl Weights {
-    pub fn read(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Weights> {
-        let hidden = config.hidden_size;
-        let vocabulary = |name| matrix(checkpoint, name, config.vocab_size, hidden);
+    /// Packs the matrices side by side.
+    pub fn read(config: &ModelConfig, checkpoint: &Checkpoint, pool: &Pool) -> Result<Weights> {
+        let shapes = matrices(config);
+        let one = |at: usize| matrix(checkpoint, &shapes[at]);
+        let mut packed = pool.map(shapes.len(), one).into_iter().collect::<Result<Vec<_>>>()?.into_iter();
+        let missing = || Error::failure("a matrix was not packed"); // not reached: there are as many as shapes
+        let mut next = || packed.next().ok_or_else(missing);
+        let (embed, head) = (next()?, if config.tied_embeddings { None } else { Some(next()?) });
+        let mut seven = || Target::ALL.iter().map(|_| next()).collect::<Result<Vec<_>>>();
+        let blocks = (0..config.layers).map(|layer| block(config, layer, checkpoint, seven()?));
         Ok(Weights {
-            embed: vocabulary("model.embed_tokens.weight")?,
-            blocks: (0..config.layers).map(|layer| block(config, layer, checkpoint)).collect::<Result<_>>()?,
-            norm: checkpoint.tensor("model.norm.weight", &[hidden])?,
-            head: if config.tied_embeddings { None } else { Some(vocabulary("lm_head.weight")?) },
+            embed,
+            head,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: checkpoint.tensor("model.norm.weight", &[config.hidden_size])?,
         })
+    }
+
+    /// The numbers of a tensor by its name in checkpoints, row-major: those of the file.
+    pub fn numbers(&self, name: &str) -> Option<Vec<f32>> {
+        match name {
+            "model.embed_tokens.weight" => Some(self.embed.numbers()),
+            "lm_head.weight" => self.head.as_ref().map(Matrix::numbers),
+            "model.norm.weight" => Some(self.norm.clone()),
+            _ => {
+                let (layer, name) = name.strip_prefix("model.layers.")?.split_once('.')?;
+                self.blocks.get(layer.parse::<usize>().ok()?)?.numbers(name)
+            }
+        }
     }
 
     /// The output layer.
@@ -54,58 +74,81 @@ impl Block {
         let at = target as usize;
         Layer { matrix: &self.matrices[at], bias: self.biases[at].as_deref(), pair: None }
     }
+
+    /// As [`Weights::numbers`], by the name within the block.
+    fn numbers(&self, name: &str) -> Option<Vec<f32>> {
+        match name {
+            "input_layernorm.weight" => return Some(self.input_norm.clone()),
+            "post_attention_layernorm.weight" => return Some(self.post_norm.clone()),
+            "self_attn.q_norm.weight" => return self.q_norm.clone(),
+            "self_attn.k_norm.weight" => return self.k_norm.clone(),
+            _ => {}
+        }
+        let (module, what) = name.rsplit_once('.')?;
+        let target = Target::ALL.into_iter().find(|t| module == format!("{}.{}", t.block(), t.name()))?;
+        match what {
+            "weight" => Some(self.matrices[target as usize].numbers()),
+            "bias" => self.biases[target as usize].clone(),
+            _ => None,
+        }
+    }
 }
 
-fn module(layer: usize, target: Target) -> String {
-    format!("model.layers.{layer}.{}.{}", target.block(), target.name())
+/// A matrix by its name in checkpoints.
+struct Named {
+    name: String,
+    rows: usize,
+    columns: usize,
 }
 
-fn block(config: &ModelConfig, layer: usize, checkpoint: &Checkpoint) -> Result<Block> {
+/// The matrices of a network: embedding, output layer where it is another, then the seven of each block.
+fn matrices(config: &ModelConfig) -> Vec<Named> {
+    let vocabulary = |name: &str| Named { name: name.into(), rows: config.vocab_size, columns: config.hidden_size };
+    let head = (!config.tied_embeddings).then(|| vocabulary("lm_head.weight"));
+    let linear = |layer: usize, target: Target| {
+        let (columns, rows) = config.linear_shape(target);
+        Named { name: format!("{}.weight", module_path(layer, target)), rows, columns }
+    };
+    let blocks = (0..config.layers).flat_map(|layer| Target::ALL.map(|target| linear(layer, target)));
+    std::iter::once(vocabulary("model.embed_tokens.weight")).chain(head).chain(blocks).collect()
+}
+
+fn block(config: &ModelConfig, layer: usize, checkpoint: &Checkpoint, matrices: Vec<Matrix>) -> Result<Block> {
     let norm = |name: &str, len| checkpoint.tensor(&format!("model.layers.{layer}.{name}.weight"), &[len]);
     let head_norm = |name: &str| match config.family {
         Family::Qwen2 => Ok(None),
         Family::Qwen3 => norm(&format!("self_attn.{name}"), config.head_dim).map(Some),
     };
-    let (mut matrices, mut biases) = (Vec::new(), Vec::new());
-    for target in Target::ALL {
-        let (inputs, outputs) = config.linear_shape(target);
-        let module = module(layer, target);
-        matrices.push(matrix(checkpoint, &format!("{module}.weight"), outputs, inputs)?);
-        let bias = config.has_bias(target).then(|| checkpoint.tensor(&format!("{module}.bias"), &[outputs]));
-        biases.push(bias.transpose()?);
-    }
+    let bias = |target: Target| {
+        let name = format!("{}.bias", module_path(layer, target));
+        let bias = config.has_bias(target).then(|| checkpoint.tensor(&name, &[config.linear_shape(target).1]));
+        bias.transpose()
+    };
     Ok(Block {
         input_norm: norm("input_layernorm", config.hidden_size)?,
         post_norm: norm("post_attention_layernorm", config.hidden_size)?,
         matrices,
-        biases,
+        biases: Target::ALL.into_iter().map(bias).collect::<Result<_>>()?,
         q_norm: head_norm("q_norm")?,
         k_norm: head_norm("k_norm")?,
     })
 }
 
-fn matrix(checkpoint: &Checkpoint, name: &str, rows: usize, columns: usize) -> Result<Matrix> {
-    let shape = [rows, columns];
+fn matrix(checkpoint: &Checkpoint, Named { name, rows, columns }: &Named) -> Result<Matrix> {
+    let shape = [*rows, *columns];
     // Nothing is allocated for a tensor that is not there: reading it says what is wrong.
     let (Some(storage), true) = (checkpoint.storage(name), checkpoint.shape(name) == Some(&shape)) else {
-        return checkpoint.tensor(name, &shape).and_then(|numbers| Packer::plain(rows, columns, &numbers));
+        return checkpoint.tensor(name, &shape).map(|numbers| plain(*rows, *columns, &numbers));
     };
-    let mut packer = Packer::new(rows, columns, storage).with_context(|| format!("tensor {name}"))?;
+    let mut packer = Packer::new(*rows, *columns, storage).with_context(|| format!("tensor {name}"))?;
     checkpoint.stored(name, &shape, |bytes| packer.take(bytes))?;
     packer.finish().with_context(|| format!("tensor {name}"))
 }
 
 /// Bytes that the matrices of `checkpoint` take when they are packed.
 pub fn size(config: &ModelConfig, checkpoint: &Checkpoint) -> u64 {
-    let of = |name: &str, rows, columns| {
-        checkpoint.storage(name).map_or(0, |storage: Storage| packed_size(rows, columns, storage))
+    let of = |Named { name, rows, columns }: &Named| {
+        checkpoint.storage(name).map_or(0, |storage| packed_size(*rows, *columns, storage))
     };
-    let vocabulary = |name| of(name, config.vocab_size, config.hidden_size);
-    let blocks = (0..config.layers).flat_map(|layer| Target::ALL.map(|target| (layer, target)));
-    let blocks = blocks.map(|(layer, target)| {
-        let (inputs, outputs) = config.linear_shape(target);
-        of(&format!("{}.weight", module(layer, target)), outputs, inputs)
-    });
-    let head = if config.tied_embeddings { 0 } else { vocabulary("lm_head.weight") };
-    vocabulary("model.embed_tokens.weight") + head + blocks.sum::<u64>()
+    matrices(config).iter().map(of).sum()
 }

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::{LANES, Level};
 use crate::model::cpu::matrix::{Input, Matrix, TILE};
-use crate::model::cpu::pack::{Packer, packed_size};
+use crate::model::cpu::pack::{Packer, halved, packed_size};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::pool::Pool;
 use crate::model::cpu::rounded::Rounded;
@@ -199,4 +199,19 @@ fn broken_tensors_are_refused() {
         assert!(packer.finish().unwrap_err().to_string().contains("not finite"), "{storage}");
     }
     assert!(Packer::new(4, 896, Storage::Q4K).is_err_and(|e| e.to_string().contains("no whole blocks of Q4_K")));
+}
+
+#[test]
+fn two_parts_keep_twenty_two_bits() {
+    let mut rng = StdRng::seed_from_u64(5);
+    for most in [0.0, 1e-30, 3e-4, 1.0, 7e8] {
+        let number = |rng: &mut StdRng| most * (rng.random::<f32>() * 2.0 - 1.0) * rng.random::<f32>().powi(8);
+        let numbers: Vec<f32> = (0..37 * 9).map(|_| number(&mut rng)).collect();
+        let ([first, second], factor) = halved(37, 9, &numbers);
+        for ((first, second), number) in first.numbers().iter().zip(second.numbers()).zip(numbers) {
+            let found = f64::from(factor) * (f64::from(*first) + f64::from(second));
+            let apart = (found - f64::from(number)).abs();
+            assert!(apart <= f64::from(number.abs()) / 4e6 + f64::from(most) / 1e11, "{found} and {number}");
+        }
+    }
 }
