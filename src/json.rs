@@ -14,7 +14,7 @@ const MAX_FAULT: usize = 200;
 
 /// What types are called by those who do not write Rust.
 const TYPES: [(&str, &str); 4] = [
-    ("expected u32", "expected a whole number from 0 on"),
+    ("expected u32", "expected a whole number from 0 to 4294967295"),
     ("expected u64", "expected a whole number from 0 on"),
     ("expected usize", "expected a whole number from 0 on"),
     ("expected f64", "expected a number"),

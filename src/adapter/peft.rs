@@ -156,7 +156,8 @@ pub fn inspect(folder: &Path) -> Result<Summary> {
 /// Errors name the file, the tensor and the reason: not there, no PEFT LoRA, an unsupported feature, a shape that does
 /// not fit this base, half a pair, values that are not finite, tensors that belong to nothing.
 pub fn read(folder: &Path, model: &ModelConfig) -> Result<Adapter> {
-    read_folder(folder, model).with_context(|| Paths::display(folder))
+    let read = read_folder(folder, model).with_context(|| Paths::display(folder));
+    read.map_err(|e| e.hint("the adapter is damaged or was changed: get it again from where it came from"))
 }
 
 fn read_folder(folder: &Path, model: &ModelConfig) -> Result<Adapter> {

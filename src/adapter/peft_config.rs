@@ -151,7 +151,8 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<()> {
         None => return Err(Error::failure("peft_type is missing: this is no PEFT adapter")),
     }
     if let Some(other) = text("task_type").filter(|t| *t != "CAUSAL_LM") {
-        return Err(Error::failure(format!("task_type {} is not supported, only CAUSAL_LM", quoted(other))));
+        return Err(Error::failure(format!("task_type {} is not supported, only CAUSAL_LM", quoted(other)))
+            .hint("finch runs language models; an adapter for another task is of no use to it"));
     }
     if let Some(other) = text("bias").filter(|b| *b != "none") {
         return Err(Error::failure(format!("bias {} (trained biases) is not supported", quoted(other))).hint(REFUSED));
