@@ -39,6 +39,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     };
     vec![
         ("gguf", sound("gguf")),
+        ("gguf", attacks::quantised_gguf([(14, 210), (12, 144)]).bytes()),
         ("gguf", fs::read(fixture("gguf/qwen3-tied-bf16-BF16.gguf")).unwrap()),
         ("safetensors", read("model.safetensors")),
         ("index", sound("index")),

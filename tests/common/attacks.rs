@@ -59,17 +59,46 @@ pub fn sound_gguf() -> Builder {
     })
 }
 
+/// A sound network of one block whose matrices are quantised: those of 32 columns in each of ggml's types for that, the two
+/// of 256 columns as `wide` says (ggml's number of a type, bytes of its block).
+pub fn quantised_gguf(wide: [(u32, usize); 2]) -> Builder {
+    let builder = with_tokenizer(keys_of(32, 256, 8, 32), &small_tokenizer_json());
+    let builder = [("output_norm", 32), ("blk.0.attn_norm", 32), ("blk.0.ffn_norm", 32)]
+        .into_iter()
+        .chain([("blk.0.attn_q_norm", 32), ("blk.0.attn_k_norm", 32)])
+        .fold(builder, |builder, (name, n)| builder.numbers(&format!("{name}.weight"), &[n], &vec![0.5; n as usize]));
+    [
+        ("token_embd", [32, 310], (2, 18)),
+        ("blk.0.attn_q", [32, 256], (3, 20)),
+        ("blk.0.attn_k", [32, 32], (6, 22)),
+        ("blk.0.attn_v", [32, 32], (7, 24)),
+        ("blk.0.attn_output", [256, 32], wide[0]),
+        ("blk.0.ffn_gate", [32, 256], (8, 34)),
+        ("blk.0.ffn_up", [32, 256], (2, 18)),
+        ("blk.0.ffn_down", [256, 32], wide[1]),
+    ]
+    .into_iter()
+    .fold(builder, |builder, (name, dims, (kind, size))| {
+        let blocks = dims[1] as usize; // one a row
+        builder.tensor(&format!("{name}.weight"), &dims, kind, &vec![0x11; blocks * size]) // small scales
+    })
+}
+
 fn keys() -> Builder {
+    keys_of(2, 8, 2, 4)
+}
+
+fn keys_of(hidden: u32, feed_forward: u32, heads: u32, head_dim: u32) -> Builder {
     Builder::default()
         .text("general.architecture", "qwen3")
         .u32("qwen3.block_count", 1)
         .u32("qwen3.context_length", 64)
-        .u32("qwen3.embedding_length", 2)
-        .u32("qwen3.feed_forward_length", 8)
-        .u32("qwen3.attention.head_count", 2)
+        .u32("qwen3.embedding_length", hidden)
+        .u32("qwen3.feed_forward_length", feed_forward)
+        .u32("qwen3.attention.head_count", heads)
         .u32("qwen3.attention.head_count_kv", 1)
-        .u32("qwen3.attention.key_length", 4)
-        .u32("qwen3.attention.value_length", 4)
+        .u32("qwen3.attention.key_length", head_dim)
+        .u32("qwen3.attention.value_length", head_dim)
         .f32("qwen3.rope.freq_base", 1e6)
         .f32("qwen3.attention.layer_norm_rms_epsilon", 1e-6)
 }
@@ -108,6 +137,13 @@ fn gguf() -> Vec<Attack> {
         "gguf",
         vec![
             ("sound", sound(), ""),
+            ("sound-q4-k-and-q6-k", quantised_gguf([(14, 210), (12, 144)]).bytes(), ""),
+            ("sound-q5-k-and-q8-0", quantised_gguf([(13, 176), (8, 8 * 34)]).bytes(), ""),
+            (
+                "scales-not-finite",
+                quantised_gguf([(14, 210), (12, 144)]).tensor("output.weight", &[32, 310], 8, &[0x7c; 10_540]).bytes(),
+                "not a finite number",
+            ),
             ("empty", vec![], "it does not begin with GGUF"),
             ("cut-short", sound()[..sound().len() / 2].to_vec(), "are left"),
             ("big-endian", [&b"GGUF"[..], &3u32.to_be_bytes(), &[0; 16]].concat(), "big-endian"),
