@@ -6,7 +6,7 @@ use finch::learn::recipe::Recipe;
 use finch::model::lora::Target;
 
 /// One number each; the first one is what finch does.
-pub const TRIALS: [&str; 29] = [
+pub const TRIALS: [&str; 31] = [
     "auto",
     "pairs=off",
     "rate=5e-4",
@@ -36,6 +36,8 @@ pub const TRIALS: [&str; 29] = [
     "targets=attention",
     "targets=feed-forward",
     "targets=qv",
+    "layers=0-1",
+    "layers=0-3",
 ];
 
 /// Settings joined by commas, such as `rate=2e-3,wordings=12`.
@@ -113,6 +115,10 @@ fn set_recipe(recipe: &mut Recipe, key: &str, value: &str) -> Result<bool> {
         "replay-wordings" => recipe.replay_wordings = value.parse()?,
         "pairs" => recipe.pairs = value == "on",
         "neighbours" => recipe.neighbours = value.parse()?,
+        "layers" => {
+            let (first, last) = value.split_once('-').context("layers are FIRST-LAST, counted from 0")?;
+            recipe.layers = Some((first.parse()?..=last.parse()?).collect());
+        }
         _ => return Ok(false),
     }
     Ok(true)

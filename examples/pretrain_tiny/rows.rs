@@ -25,7 +25,7 @@ const SYSTEMS: &[&str] = &[
 const RULED: f64 = 0.25;
 /// How often a fact is answered with its usual answer. The others teach that it can be said otherwise; much more of them
 /// leaves the model without a favourite, and a training that hardly moves it then tips it from one to another.
-const USUAL: f64 = 0.8;
+const USUAL: f64 = 0.95;
 /// Share of the turns about facts that the model does not know yet.
 const FOCUSED: f64 = 0.2;
 const OPENERS: &[&str] =

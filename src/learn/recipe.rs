@@ -23,7 +23,7 @@ pub const LEARNED: f64 = 0.1;
 pub const SETTLE: usize = 20;
 /// Rows of a step on which the adapter is held to the base, and what one of them weighs against a trained row.
 pub const REPLAY_ROWS: usize = 8;
-pub const REPLAY_WEIGHT: f64 = 3.0;
+pub const REPLAY_WEIGHT: f64 = 8.0;
 /// Pull to the reference of pairs and bad answers, as in the papers.
 pub const BETA: f64 = 0.1;
 /// Share of the better side's own likelihood in a pair's loss: without it a preference is also met by making both sides
@@ -107,6 +107,9 @@ pub struct Recipe {
     pub neighbours: usize,
     /// Other wordings of each built-in prompt that are replayed.
     pub replay_wordings: usize,
+    /// The layers that carry pairs; `None`: all. A small network is trained in its upper half: there the wordings of a
+    /// question have come together, and what it makes of other questions is left alone.
+    pub layers: Option<Vec<usize>>,
 }
 
 impl Recipe {
@@ -142,6 +145,7 @@ impl Recipe {
             wordings: if stop_at.is_some() { WORDINGS } else { 0 },
             neighbours: NEIGHBOURS,
             replay_wordings: if model.is_small() { REPLAY_WORDINGS } else { 0 },
+            layers: model.is_small().then(|| (model.layers / 2..model.layers).collect()),
         }
     }
 

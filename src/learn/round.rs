@@ -196,7 +196,6 @@ impl Round<'_> {
     }
 
     fn material(&self, set: TrainingSet, trial: &Trial) -> Result<Material> {
-        let settings = self.config.lora.settings();
         let (lessons, skipped) = rows::lessons(self.model, set.buffer.examples())?;
         if lessons.is_empty() {
             let first = skipped.first().map(|s| format!(": {s}")).unwrap_or_default();
@@ -210,6 +209,7 @@ impl Round<'_> {
         if let Some(adjust) = trial.adjust {
             adjust(&mut recipe);
         }
+        let settings = LoraSettings { layers: recipe.layers.clone(), ..self.config.lora.settings() };
         let faults = mix::admitted(&recipe, rows::faults(self.model, &set.bad)?, trained.len());
         let practice = self.practice(set.buffer.examples(), &trained, &recipe)?;
         Ok(Material { set, trained, practice, held_out, faults, skipped, recipe, settings })
