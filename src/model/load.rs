@@ -142,7 +142,18 @@ impl ModelSource {
     }
 
     fn json_config(&self) -> Result<ModelConfig> {
-        ModelConfig::from_json(&self.needed("config.json", MAX_SETTINGS)?)
+        ModelConfig::from_json(&self.config_json()?)
+    }
+
+    /// `config.json`, without which a folder is no model's.
+    fn config_json(&self) -> Result<Cow<'static, [u8]>> {
+        self.file("config.json", MAX_SETTINGS)?.ok_or_else(|| {
+            let is_adapter = self.file("adapter_config.json", MAX_SETTINGS).is_ok_and(|file| file.is_some());
+            Error::failure("config.json is missing").hint(match is_adapter {
+                true => "this is an adapter, no model: `finch adapters import` takes it in",
+                false => "a model's folder holds config.json, tokenizer.json and model.safetensors",
+            })
+        })
     }
 
     /// See [`Facts`]. Errors as those of [`Model::load`], as far as the files' heads show them.
@@ -326,7 +337,7 @@ fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
         let (template, generation) = (file.template()?, file.generation(&tokenizer)?);
         return Ok(ChatFiles { tokenizer, template, generation });
     }
-    let config_json = source.needed("config.json", MAX_SETTINGS)?;
+    let config_json = source.config_json()?;
     let config = ModelConfig::from_json(&config_json)?;
     let tokenizer_config = source.file("tokenizer_config.json", MAX_TOKENIZER_CONFIG)?;
     let tokenizer = Tokenizer::from_files(&tokenizer_json(source)?, tokenizer_config.as_deref())?;
@@ -464,7 +475,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let source = ModelSource::Folder(folder.path().to_path_buf());
         let fault = || Model::load(&source, &DigestCache::none()).expect_err("should be refused").to_string();
+        let hint =
+            || Model::load(&source, &DigestCache::none()).unwrap_err().hint_text().unwrap_or_default().to_string();
         assert!(fault().contains("config.json is missing"), "{}", fault());
+        assert!(hint().contains("a model's folder holds"), "{}", hint());
+        fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+        assert!(hint().contains("this is an adapter, no model"), "{}", hint());
         let config = serde_json::json!({"model_type": "qwen3", "vocab_size": 100, "hidden_size": 8,
             "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8});
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
@@ -472,8 +488,6 @@ mod tests {
         let tokenizer = super::super::tokenizer::tests::tokenizer_json().to_string();
         fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
         assert!(fault().contains("ids up to 306, config.json (vocab_size) only 100"), "{}", fault());
-        let hint =
-            || Model::load(&source, &DigestCache::none()).unwrap_err().hint_text().unwrap_or_default().to_string();
         assert!(hint().contains("download it again"), "{}", hint());
         let config = config.to_string().replace("100", "400");
         fs::write(folder.path().join("config.json"), config).unwrap();

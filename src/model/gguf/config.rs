@@ -97,7 +97,11 @@ pub(super) fn read(metadata: &Metadata, tensors: &Checkpoint) -> Result<ModelCon
 fn family(metadata: &Metadata) -> Result<(Family, &str)> {
     let refuse = |what: String| Err(Error::failure(what).hint(RUNS));
     if let Some(kind) = metadata.name("general.type")?.filter(|kind| *kind != "model") {
-        return refuse(format!("general.type is {kind}, not model"));
+        let error = Error::failure(format!("general.type is {kind}, not model"));
+        return Err(match kind {
+            "adapter" => error.hint("finch takes adapters in as PEFT folders: `finch adapters import`"),
+            _ => error.hint(RUNS),
+        });
     }
     let architecture = needed("general.architecture", metadata.name("general.architecture")?)?;
     match architecture {
