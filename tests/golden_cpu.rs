@@ -1,4 +1,4 @@
-//! The CPU network against computed values, through `finch score`: every model, file and adapter, exactly.
+//! Both networks against computed values, through `finch score`: every model, file and adapter, exactly.
 
 mod common;
 #[path = "common/forward.rs"]
@@ -18,11 +18,11 @@ fn expected(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
 }
 
-/// Runs `finch` on the CPU network; standard output, where it ended well.
-fn on_cpu(arguments: &[&str], input: &str) -> Result<String, String> {
+/// Runs `finch` on a network; standard output, where it ended well.
+fn finch(network: &str, arguments: &[&str], input: &str) -> Result<String, String> {
     let home = tempfile::tempdir().unwrap();
     let mut command = run::command(home.path(), arguments);
-    let mut child = command.env("FINCH_NETWORK", "cpu").stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut child = command.env("FINCH_NETWORK", network).stdin(std::process::Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -37,14 +37,16 @@ fn check(model: &Path, adapter: Option<&Path>, rows: &[Value]) {
     if let Some(adapter) = adapter {
         arguments.extend(["--adapter", adapter.to_str().unwrap()]);
     }
-    let scored = on_cpu(&arguments, &input).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
-    assert_eq!(scored.lines().count(), rows.len());
-    for (found, row) in scored.lines().zip(rows) {
-        let found: Value = serde_json::from_str(found).unwrap();
-        let what = format!("{}, {adapter:?}, {} tokens", model.display(), ids(&row["ids"]).len());
-        let logprobs: Vec<f32> = floats(&found["token_logprobs"]).into_iter().map(|p| p as f32).collect();
-        assert_close(&logprobs, &floats(&row["token_logprobs"]), tolerance(ids(&row["ids"]).len()), &what);
-        assert_greedy(&ids(&found["greedy"]), row, &what);
+    for network in ["cpu", "candle"] {
+        let scored = finch(network, &arguments, &input).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+        assert_eq!(scored.lines().count(), rows.len());
+        for (found, row) in scored.lines().zip(rows) {
+            let found: Value = serde_json::from_str(found).unwrap();
+            let what = format!("{network}: {}, {adapter:?}, {} tokens", model.display(), ids(&row["ids"]).len());
+            let logprobs: Vec<f32> = floats(&found["token_logprobs"]).into_iter().map(|p| p as f32).collect();
+            assert_close(&logprobs, &floats(&row["token_logprobs"]), tolerance(ids(&row["ids"]).len()), &what);
+            assert_greedy(&ids(&found["greedy"]), row, &what);
+        }
     }
 }
 
