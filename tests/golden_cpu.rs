@@ -100,7 +100,7 @@ fn networks_are_chosen_by_name() {
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
-    for (network, weights) in [("", "weights in F32"), ("cpu", "as they are stored"), ("candle", "in F32")] {
+    for (network, weights) in [("", "as they are stored"), ("cpu", "as they are stored"), ("candle", "in F32")] {
         let (_, shown, _) = finch(network, &["models", "show", "builtin"]);
         assert!(shown.contains(weights), "{network}: {shown}");
     }

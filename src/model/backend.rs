@@ -23,10 +23,12 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// `FINCH_NETWORK`: `candle` (or nothing), or `cpu`. Errors (usage) on anything else.
+    /// `FINCH_NETWORK`: `candle` or `cpu`; without it, candle where there is a GPU to run it on. Errors (usage) on
+    /// anything else.
     pub fn from_env() -> Result<Backend> {
         match std::env::var_os("FINCH_NETWORK").as_ref().map(|name| name.to_string_lossy()).as_deref() {
-            None | Some("" | "candle") => Ok(Backend::Candle),
+            None | Some("") => Ok(if device().is_cpu() { Backend::Cpu } else { Backend::Candle }),
+            Some("candle") => Ok(Backend::Candle),
             Some("cpu") => Ok(Backend::Cpu),
             Some(other) => Err(Error::usage(format!("FINCH_NETWORK is {other:?}; it can be candle or cpu"))),
         }
