@@ -2,36 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, LANES, Line, Work};
+use super::{Isa, LANES, Line};
 
-/// The proof that the processor has AVX2, FMA and F16C.
-#[derive(Debug, Clone, Copy)]
-pub struct Avx2(());
-
-impl Avx2 {
-    pub fn detect() -> Option<Avx2> {
-        let has =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        has.then_some(Avx2(()))
-    }
-
-    pub fn run<W: Work>(self, work: W) -> W::Out {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn inside<W: Work>(isa: Avx2, work: W) -> W::Out {
-            work.run(isa)
-        }
-        // SAFETY: `self` exists only where `detect` has found every feature that `inside` asks for.
-        unsafe { inside(self, work) }
-    }
-}
-
-/// An instruction of a processor that `Avx2::detect` has approved of.
-macro_rules! op {
-    ($($instruction:tt)+) => {
-        // SAFETY: a value of `Avx2`, which every method takes, exists only where `detect` has found the features. The loads
-        // and stores among the instructions stay inside the arrays that they are given, and need no alignment.
-        unsafe { $($instruction)+ }
-    };
+proof! {
+    /// The proof that the processor has AVX2, FMA and F16C.
+    Avx2, is_x86_feature_detected: "avx2" "fma" "f16c"
 }
 
 /// Both halves of an array of sixteen.

@@ -2,41 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, LANES, Line, Work};
+use super::{Isa, LANES, Line};
 
-/// The proof that the processor has AVX-512 F, BW, VL and VNNI, AVX2, FMA and F16C.
-#[derive(Debug, Clone, Copy)]
-pub struct Avx512(());
-
-impl Avx512 {
-    pub fn detect() -> Option<Avx512> {
-        let has = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni")
-            && is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        has.then_some(Avx512(()))
-    }
-
-    pub fn run<W: Work>(self, work: W) -> W::Out {
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-        fn inside<W: Work>(isa: Avx512, work: W) -> W::Out {
-            work.run(isa)
-        }
-        // SAFETY: `self` exists only where `detect` has found every feature that `inside` asks for.
-        unsafe { inside(self, work) }
-    }
-}
-
-/// An instruction of a processor that `Avx512::detect` has approved of.
-macro_rules! op {
-    ($($instruction:tt)+) => {
-        // SAFETY: a value of `Avx512`, which every method takes, exists only where `detect` has found the features. The
-        // loads and stores among the instructions take references to arrays of their own size, and need no alignment.
-        unsafe { $($instruction)+ }
-    };
+proof! {
+    /// The proof that the processor has AVX-512 F, BW, VL and VNNI, AVX2, FMA and F16C.
+    Avx512, is_x86_feature_detected: "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx2" "fma" "f16c"
 }
 
 impl Isa for Avx512 {

@@ -4,6 +4,43 @@
 //! only place where its instructions are written; `dot` builds the products from them, once for all. [`Level::run`] compiles
 //! a piece of [`Work`] for a processor's instructions and enters it only where [`Level::detect`] has found them.
 
+/// The proof that a processor has some features, made only by `detect`, and the way into code that is compiled for them.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! proof {
+    ($(#[$doc:meta])* $name:ident, $detected:ident: $($feature:tt)+) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name(());
+
+        impl $name {
+            pub fn detect() -> Option<$name> {
+                let has = $(std::arch::$detected!($feature))&&+;
+                has.then_some($name(()))
+            }
+
+            pub fn run<W: super::Work>(self, work: W) -> W::Out {
+                #[target_feature($(enable = $feature),+)]
+                fn inside<W: super::Work>(isa: $name, work: W) -> W::Out {
+                    work.run(isa)
+                }
+                // SAFETY: `self` exists only where `detect` has found every feature that `inside` asks for.
+                unsafe { inside(self, work) }
+            }
+        }
+    };
+}
+
+/// An instruction of a processor that `detect` has approved of.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! op {
+    ($($instruction:tt)+) => {{
+        // SAFETY: a proof, which every method of `Isa` takes, exists only where `detect` has found the features. The loads
+        // and stores among the instructions stay inside the arrays that they are given, and need no alignment.
+        #[allow(unused_unsafe)] // some of them are safe functions
+        unsafe { $($instruction)+ }
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

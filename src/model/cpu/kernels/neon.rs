@@ -5,35 +5,11 @@ use std::array::from_fn;
 
 use half::f16;
 
-use super::{Isa, LANES, Line, Work};
+use super::{Isa, LANES, Line};
 
-/// The proof that the processor has NEON.
-#[derive(Debug, Clone, Copy)]
-pub struct Neon(());
-
-impl Neon {
-    pub fn detect() -> Option<Neon> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
-    }
-
-    pub fn run<W: Work>(self, work: W) -> W::Out {
-        #[target_feature(enable = "neon")]
-        fn inside<W: Work>(isa: Neon, work: W) -> W::Out {
-            work.run(isa)
-        }
-        // SAFETY: `self` exists only where `detect` has found the feature that `inside` asks for.
-        unsafe { inside(self, work) }
-    }
-}
-
-/// An instruction of a processor that `Neon::detect` has approved of.
-macro_rules! op {
-    ($($instruction:tt)+) => {{
-        // SAFETY: a value of `Neon`, which every method takes, exists only where `detect` has found the feature. The loads
-        // and stores among the instructions stay inside the arrays that they are given, and need no alignment.
-        #[allow(unused_unsafe)] // some of them are safe functions
-        unsafe { $($instruction)+ }
-    }};
+proof! {
+    /// The proof that the processor has NEON.
+    Neon, is_aarch64_feature_detected: "neon"
 }
 
 impl Isa for Neon {
