@@ -317,6 +317,21 @@ impl Lock {
         }
     }
 
+    /// Who holds the lock of the file at `path`; `None`: nobody does.
+    pub fn holder(path: &Path) -> Result<Option<Holder>> {
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed("lock", path, e)),
+        };
+        // A shared lock goes with every other look; closing the file gives it back.
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(Holder::read(&mut file))),
+            Err(TryLockError::Error(e)) => Err(failed("lock", path, e)),
+        }
+    }
+
     /// Waits for its turn: for changes that take moments only.
     pub fn wait(path: &Path, purpose: &str) -> Result<Lock> {
         let file = Self::open(path)?;

@@ -229,6 +229,8 @@ fn a_kill_at_any_moment_leaves_whole_things_only() {
 fn a_lock_holds_across_processes_and_dies_with_its_owner() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.lock");
+    assert_eq!(Lock::holder(&path).unwrap(), None, "and it makes no file");
+    assert!(!path.exists());
     let mut child = spawn_child("hold", dir.path());
     let start = std::time::Instant::now();
     while !dir.path().join("ready").exists() {
@@ -239,8 +241,11 @@ fn a_lock_holds_across_processes_and_dies_with_its_owner() {
     assert_eq!(e.kind().exit_code(), 1);
     #[cfg(unix)]
     assert_eq!(e.message(), format!("training is already running in process {}", child.id()));
+    #[cfg(unix)]
+    assert_eq!(Lock::holder(&path).unwrap().unwrap().pid, Some(child.id()));
     child.kill().unwrap();
     child.wait().unwrap();
+    assert_eq!(Lock::holder(&path).unwrap(), None);
 
     let lock = Lock::try_acquire(&path, "training").unwrap();
     let Attempt::Held(holder) = Lock::attempt(&path, "training").unwrap() else { panic!("two handles, one lock") };

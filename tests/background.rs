@@ -8,6 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use finch::fsio::Lock;
+use finch::paths::Paths;
+use finch::store::{NewRun, Store};
 use pty::{CTRL_C, CTRL_D, Terminal};
 
 const LONG: Duration = Duration::from_secs(300);
@@ -113,7 +116,21 @@ fn ctrl_c_leaves_at_once_where_a_training_takes_long_to_stop() {
     t.wait_for("dropped unfinished");
     assert_eq!(t.wait_for_exit(), 130);
     writer.execute_batch("ROLLBACK").unwrap();
-    assert!(status(home.path()).contains("10 new examples"));
+    let status = status(home.path());
+    assert!(status.contains("10 new examples") && status.contains(", unfinished, as its finch ended"), "{status}");
+}
+
+#[test]
+fn a_training_of_another_finch_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let paths = Paths::at(home.path());
+    let store = Store::open(&paths.db()).unwrap();
+    let parameters = serde_json::json!({});
+    store.begin_run(&NewRun { model: "m", base: "b0", parameters: &parameters, examples: &[] }).unwrap();
+    let _lock = Lock::try_acquire(&paths.lock("training"), "training").unwrap();
+    let status = status(home.path());
+    let other = format!("Another finch (process {}) is training on this data", std::process::id());
+    assert!(status.starts_with(&other) && status.ends_with(", running"), "{status}");
 }
 
 #[test]

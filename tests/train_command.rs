@@ -236,7 +236,9 @@ fn without_an_output_the_gate_decides_and_the_adapter_goes_live() {
     let place = Place::new();
     let ran = place.train(&GENTLE);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert!(ran.stderr.contains("It is live from the next answer on"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(" live · canaries "), "{}", ran.stderr);
+    let unmeasured = "Not measured: loss and pairs on unseen rows (0 held out, 8 are needed); corrections that hold";
+    assert!(ran.stderr.contains(unmeasured), "{}", ran.stderr);
     let list = place.finch(&["adapters", "list"]).stdout;
     assert!(list.contains("lora_adapter_") && list.contains("live"), "{list}");
     assert!(place.finch(&["stats"]).stdout.contains("1 completed"));
@@ -266,6 +268,26 @@ fn auto_with_an_output_is_judged_there() {
     assert_eq!((&made["gate"]["passed"], &made["parameters"]["objective"]), (&Value::from(true), &Value::from("auto")));
     assert!(made["parameters"]["replay_rows"].as_u64().unwrap() > 0);
     assert!(place.finch(&["adapters", "list"]).stdout.contains("no adapters yet"), "neither is registered");
+}
+
+#[test]
+fn the_gate_measures_unseen_pairs_and_taught_ones() {
+    let place = Place::new();
+    let row = |i: usize| {
+        let prompt = serde_json::json!([{"role": "user", "content": format!("what sings {i}")}]);
+        serde_json::json!({"prompt": prompt, "chosen": format!("the finch {i}"), "rejected": "no"}).to_string() + "\n"
+    };
+    let data = place.file("pairs.jsonl", &(0..60).map(row).collect::<String>());
+    let how = ["--output", "out", "--steps", "3", "--learning-rate", "1e-3", "--eval-split", "0.3"];
+    let ran = place.finch(&[&["train", "--data", &data], &how[..]].concat());
+    assert!([0, 3].contains(&ran.code), "{}", ran.stderr);
+    let made = place.provenance("out");
+    let (measured, parameters) = (&made["gate"]["measurements"], &made["parameters"]);
+    let of = |name: &str| measured[name][1].as_u64();
+    assert_eq!(of("corrections"), parameters["rows"].as_u64(), "{made}");
+    assert_eq!(of("pairs"), parameters["held_out_rows"].as_u64(), "{made}");
+    assert!(of("pairs").unwrap() >= 8 && measured["held_out"][1].is_number() && measured["kl"].is_number(), "{made}");
+    assert!(!ran.stderr.contains("Not measured"), "{}", ran.stderr);
 }
 
 #[test]

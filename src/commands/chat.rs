@@ -90,7 +90,7 @@ fn one_answer(ground: Ground, question: &str, args: ChatArgs) -> Result<()> {
         return if enough { Ok(()) } else { Err(Error::from(error).context("standard output")) };
     }
     let interaction = answered?;
-    if let Some(notice) = cut_off(interaction.finish, session.config().generation.max_tokens) {
+    if let Some(notice) = cut_off(&interaction) {
         say(&notice);
     }
     if interaction.finish == Finish::Interrupted { Err(Error::interrupted()) } else { Ok(()) }

@@ -337,4 +337,4 @@ impl<'a> Standing<'a> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::gauge::Gauge;
-use super::recipe::{LARGE_CHECKS, answer_tokens};
+use super::mix::completion;
+use super::recipe::{LARGE_CHECKS, SMALL_CHECKS, answer_tokens};
 use crate::error::Result;
 use crate::feedback::Example;
 use crate::feedback::example::Origin;
@@ -11,8 +12,9 @@ use crate::feedback::lesson::digest;
 use crate::feedback::rule::{Rule, rules};
 use crate::model::Tokens;
 use crate::model::load::Model;
-use crate::model::message::Role;
+use crate::model::message::{Message, Role};
 use crate::train::chat::ChatFormat;
+use crate::train::data::{self, DataRow};
 
 /// A correction to ask for.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,27 +65,65 @@ pub fn checks(model: &Model, examples: &[Example]) -> Result<Vec<Check>> {
 
 fn check(model: &Model, example: &Example) -> Result<Check> {
     let format = ChatFormat::of(model)?;
-    let config = model.network.config();
     let better = format.typed(example.completion.trim())?;
     let rejected = example.rejected.as_ref().map(|answer| format.completion(answer)).transpose()?;
-    let last = example.messages.iter().rposition(|message| message.role == Role::User);
-    let question = last.map_or("", |last| example.messages[last].content.as_str());
+    let asked = in_all_words(model, &example.messages, example.thinking, &better, rejected.as_deref())?;
+    let note = example.note.as_deref();
+    Ok(Check { note: note.map(digest), rules: note.map(rules).unwrap_or_default(), asked })
+}
+
+/// The checks for the pairs among the rows of a data set, in the order of their content, of many the heaviest: the better
+/// side is to be likelier. Prompts that are no messages are asked as they stand alone.
+pub fn checks_of_pairs(model: &Model, rows: &[&DataRow]) -> Result<Vec<Check>> {
+    let most = if model.network.config().is_small() { SMALL_CHECKS } else { LARGE_CHECKS };
+    let mut pairs: Vec<&DataRow> =
+        rows.iter().filter(|row| matches!(row.lesson, data::Lesson::Pair { .. })).copied().collect();
+    pairs.sort_by_key(|row| row.lesson.digest());
+    pairs.sort_by(|a, b| b.weight.total_cmp(&a.weight));
+    pairs.truncate(most);
+    let mut checks = Vec::new();
+    for row in pairs {
+        let data::Lesson::Pair { chosen, rejected } = &row.lesson else { continue };
+        let (better, worse) = (completion(chosen), completion(rejected));
+        let asked = match &row.question {
+            Some(asked) => in_all_words(model, &asked.messages, asked.thinking, better, Some(worse))?,
+            None => {
+                let prompt = chosen.ids[..chosen.ids.len() - better.len()].to_vec();
+                vec![Asked { prompt, better: chosen.clone(), rejected: Some(rejected.clone()) }]
+            }
+        };
+        checks.push(Check { note: None, rules: Vec::new(), asked });
+    }
+    checks.retain(|check| !check.asked.is_empty());
+    Ok(checks)
+}
+
+/// The question as it was, then in other words, each with the better answer and the one that it is compared with.
+fn in_all_words(
+    model: &Model,
+    messages: &[Message],
+    thinking: Option<bool>,
+    better: &[u32],
+    rejected: Option<&[u32]>,
+) -> Result<Vec<Asked>> {
+    let (format, config) = (ChatFormat::of(model)?, model.network.config());
+    let longest = better.len().max(rejected.map_or(0, <[u32]>::len)).max(answer_tokens(config));
+    let last = messages.iter().rposition(|message| message.role == Role::User);
+    let question = last.map_or("", |last| messages[last].content.as_str());
     let mut asked = Vec::new();
     for wording in std::iter::once(question.to_string()).chain(other_words(question)) {
-        let mut messages = example.messages.clone();
+        let mut messages = messages.to_vec();
         if let Some(last) = last {
             messages[last].content = wording;
         }
-        let prompt = format.prompt(&messages, example.thinking)?;
-        let longest = better.len().max(rejected.as_ref().map_or(0, Vec::len)).max(answer_tokens(config));
+        let prompt = format.prompt(&messages, thinking)?;
         if prompt.len() + longest <= config.context {
-            let better = Tokens::new(&prompt, &better);
-            let rejected = rejected.as_ref().map(|answer| Tokens::new(&prompt, answer));
+            let better = Tokens::new(&prompt, better);
+            let rejected = rejected.map(|answer| Tokens::new(&prompt, answer));
             asked.push(Asked { prompt, better, rejected });
         }
     }
-    let note = example.note.as_deref();
-    Ok(Check { note: note.map(digest), rules: note.map(rules).unwrap_or_default(), asked })
+    Ok(asked)
 }
 
 /// The same question as others might type it.
@@ -192,6 +232,30 @@ mod tests {
             if expected { held += 1 } else { failed += 1 }
         }
         assert!(held > 0 && failed > 0, "{held} held, {failed} failed: one case was not tested");
+    }
+
+    #[test]
+    fn the_pairs_of_a_data_set_are_asked_as_corrections_are() {
+        let model = testing::model(5);
+        let format = ChatFormat::of(&model).unwrap();
+        let row = |question: &str, weight, worse: Option<&str>| {
+            let messages = super::super::canaries::conversation(question);
+            let tokens = |answer| format.tokens(&messages, answer, None).unwrap();
+            let lesson = match worse {
+                Some(worse) => data::Lesson::Pair { chosen: tokens("the better one"), rejected: tokens(worse) },
+                None => data::Lesson::Imitate(tokens("the better one")),
+            };
+            DataRow { line: 1, weight, lesson, question: Some(data::Question { messages, thinking: None }) }
+        };
+        let as_asked = |question: &str| checks(&model, &[corrected(question, "", Some("bad"))]).unwrap().remove(0);
+        let rows = [row("Why?", 1.0, Some("bad")), row("How?", 3.0, Some("bad")), row("When?", 9.0, None)];
+        let found = checks_of_pairs(&model, &rows.iter().collect::<Vec<_>>()).unwrap();
+        assert_eq!(found, [as_asked("How?"), as_asked("Why?")], "the heaviest first, and the pairs alone");
+        let bare = DataRow { question: None, ..rows[0].clone() };
+        let found = checks_of_pairs(&model, &[&bare]).unwrap();
+        assert_eq!(found[0].asked, as_asked("Why?").asked[..1], "without its messages it cannot be reworded");
+        let many: Vec<DataRow> = (0..150).map(|i| row(&format!("Why {i}?"), 1.0, Some("bad"))).collect();
+        assert_eq!(checks_of_pairs(&model, &many.iter().collect::<Vec<_>>()).unwrap().len(), SMALL_CHECKS);
     }
 
     #[test]

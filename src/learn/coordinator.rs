@@ -57,6 +57,7 @@ pub enum LearnEvent {
         examples: usize,
         skipped: Vec<Skipped>,
     },
+    /// The time in it is that since the training was begun, as in [`Status`].
     Progress(Progress),
     /// The steps are done; what they made is saved and measured.
     Judging,
@@ -79,6 +80,7 @@ pub enum LearnEvent {
 pub enum Phase {
     /// Waiting for its turn, or asking the base for its own answers.
     Preparing,
+    /// The time in it is that of the steps alone.
     Training(Progress),
     /// Saving and measuring what was trained.
     Judging,
@@ -329,7 +331,9 @@ impl Shared {
             }
             Event::Progress(progress) => {
                 update(&|status| status.phase = Phase::Training(progress));
-                self.tell(LearnEvent::Progress(progress));
+                let seconds =
+                    self.lock().running.as_ref().map_or(progress.seconds, |r| r.since.elapsed().as_secs_f64());
+                self.tell(LearnEvent::Progress(Progress { seconds, ..progress }));
             }
             Event::Judging => {
                 update(&|status| status.phase = Phase::Judging);

@@ -8,17 +8,21 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::canaries::Answered;
+use super::compliance;
 use super::fit::{Fit, Progress, Stopping, Trained};
+use super::held_out::Unseen;
+use super::keep::Exam;
 use super::mix::{self, Beside};
-use super::recipe::{HELD_OUT_MIN, HELD_OUT_SHARE, REPLAY_ROWS, REPLAY_WEIGHT, Recipe};
+use super::recipe::{HELD_OUT_MIN, HELD_OUT_MOST, HELD_OUT_SHARE, REPLAY_ROWS, REPLAY_WEIGHT, Recipe};
 use crate::adapter::peft::{self, Adapter, LoraSettings};
 use crate::config::{Auto, LoraSection, TrainingSection, Variant};
 use crate::error::{Error, Result};
 use crate::model::Network;
 use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
+use crate::model::load::Model;
 use crate::model::lora::LoraWeights;
-use crate::train::data::{DataSet, Lesson, Objective};
+use crate::train::data::{DataRow, DataSet, Lesson, Objective};
 use crate::train::order::{self, Mark, Order, steps_of};
 use crate::train::row::{Row, fill_references};
 use crate::train::run::StepReport;
@@ -71,6 +75,14 @@ pub struct Training {
     draws: Vec<usize>,
     replayed: Vec<Answered>,
     held_out: Vec<Row>,
+    /// Where these rows and those stand in the data set.
+    split: Split,
+}
+
+/// Places of rows in a data set.
+struct Split {
+    trained: Vec<usize>,
+    held_out: Vec<usize>,
 }
 
 impl Training {
@@ -92,8 +104,11 @@ impl Training {
         if auto {
             all.iter_mut().zip(&set.rows).for_each(|(row, data)| prefer(row, &data.lesson));
         }
-        let (trained, held_out) = split(all.into_iter().zip(set.marks()).collect(), &request);
-        let (mut rows, marks): (Vec<Row>, Vec<Mark>) = trained.into_iter().unzip();
+        let marks = set.marks();
+        let split = split(&marks, &request);
+        let mut rows: Vec<Row> = split.trained.iter().map(|at| all[*at].clone()).collect();
+        let held_out = split.held_out.iter().map(|at| all[*at].clone()).collect();
+        let marks: Vec<Mark> = split.trained.iter().map(|at| marks[*at]).collect();
         if rows.is_empty() {
             return Err(Error::failure(format!("{} has no rows to train on", set.name)));
         }
@@ -116,7 +131,18 @@ impl Training {
         let replay_weight = if replayed.is_empty() { 0.0 } else { weight };
         let recipe = resolve(network.config(), &lora, &request, rows.len(), replay_weight)?;
         let draws = order::draws(order, &marks, recipe.steps.saturating_mul(recipe.batch_size), recipe.seed);
-        Ok(Training { recipe, order, request, start, settings, rows, importance, draws, replayed, held_out })
+        Ok(Training { recipe, order, request, start, settings, rows, importance, draws, replayed, held_out, split })
+    }
+
+    /// What the gate may ask about the rows of `set`, the one that this training was prepared from: the held-out ones, of
+    /// very many the first by content, and the pairs that are trained on.
+    pub fn exam<'a>(&self, set: &DataSet, model: &'a Model, watched: &'a [Answered]) -> Result<Exam<'a>> {
+        let at = |places: &[usize]| -> Vec<&DataRow> { places.iter().map(|at| &set.rows[*at]).collect() };
+        let mut held_out = at(&self.split.held_out);
+        held_out.sort_by_key(|row| row.lesson.digest());
+        let held_out = held_out.iter().filter_map(|row| Unseen::of(&row.lesson)).take(HELD_OUT_MOST).collect();
+        let checks = compliance::checks_of_pairs(model, &at(&self.split.trained))?;
+        Ok(Exam { model, held_out, checks, watched })
     }
 
     /// Rows that are trained on, and rows that are held out.
@@ -191,15 +217,15 @@ fn prefer(row: &mut Row, lesson: &Lesson) {
 }
 
 /// Rows to train on, and rows to measure on: the share that is asked for; `auto` takes its own if that gives enough.
-fn split(rows: Vec<(Row, Mark)>, request: &Request) -> (Vec<(Row, Mark)>, Vec<Row>) {
+fn split(marks: &[Mark], request: &Request) -> Split {
     let auto = request.objective == Objective::Auto;
     let share = request.held_out.unwrap_or(if auto { HELD_OUT_SHARE } else { 0.0 });
-    let chosen = |(_, mark): &(Row, Mark)| order::is_held_out(&mark.key, share);
-    if request.held_out.is_none() && rows.iter().filter(|row| chosen(row)).count() < HELD_OUT_MIN {
-        return (rows, Vec::new());
+    let (held_out, trained): (Vec<usize>, Vec<usize>) =
+        (0..marks.len()).partition(|at| order::is_held_out(&marks[*at].key, share));
+    match request.held_out.is_none() && held_out.len() < HELD_OUT_MIN {
+        true => Split { trained: (0..marks.len()).collect(), held_out: Vec::new() },
+        false => Split { trained, held_out },
     }
-    let (held_out, trained): (Vec<_>, Vec<_>) = rows.into_iter().partition(chosen);
-    (trained, held_out.into_iter().map(|(row, _)| row).collect())
 }
 
 /// The configuration and the request in numbers, for this many trained rows.
@@ -328,6 +354,40 @@ mod tests {
         let (trained, held_out) = training.sizes();
         assert!((3..25).contains(&held_out) && trained + held_out == 100, "{held_out}");
         assert_eq!(prepare(100, Request { held_out: Some(0.0), ..request(Objective::Auto) }).unwrap().sizes().1, 0);
+    }
+
+    #[test]
+    fn the_gate_asks_held_out_rows_and_trained_pairs() {
+        let model = testing::model(1);
+        let tokens = |i: usize, answer: u32| Tokens::new(&[1, i as u32], &[answer]);
+        let lesson = |i: usize| match i % 3 {
+            0 => Lesson::Pair { chosen: tokens(i, 2), rejected: tokens(i, 3) },
+            1 => Lesson::Judged { tokens: tokens(i, 4), good: true },
+            _ => Lesson::Judged { tokens: tokens(i, 5), good: false },
+        };
+        let row = |i| DataRow { line: i + 1, weight: 1.0, lesson: lesson(i), question: None };
+        let set = |kinds: &[usize]| DataSet {
+            rows: (0..300).filter(|i| kinds.contains(&(i % 3))).map(row).collect(),
+            ..DataSet::default()
+        };
+        let prepared = |set: &DataSet, objective| {
+            let request = Request { held_out: Some(0.2), ..request(objective) };
+            Training::prepare(&*model.network, set, &LoraSection::default(), None, &[], request).unwrap()
+        };
+
+        let judged = set(&[1, 2]);
+        let training = prepared(&judged, Objective::Kto);
+        let exam = training.exam(&judged, &model, &[]).unwrap();
+        assert!(exam.checks.is_empty() && exam.held_out.len() >= HELD_OUT_MIN);
+        assert!(exam.held_out.len() < training.sizes().1, "nothing is wanted of the bad ones");
+        assert!(exam.held_out.iter().all(|row| mix::completion(&row.tokens) == [4] && row.rejected.is_none()));
+
+        let pairs = set(&[0]);
+        let training = prepared(&pairs, Objective::Dpo);
+        let exam = training.exam(&pairs, &model, &[]).unwrap();
+        assert_eq!((training.rows.len(), exam.held_out.len()), training.sizes());
+        assert_eq!(exam.checks.len(), training.rows.len(), "none of those that are held out");
+        assert!(exam.held_out.iter().all(|row| row.rejected.is_some()));
     }
 
     #[test]

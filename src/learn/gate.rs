@@ -12,12 +12,11 @@ use serde_json::Value;
 use super::canaries::Answered;
 use super::compliance::{self, Check};
 use super::gauge::Gauge;
-use super::held_out;
+use super::held_out::{self, Unseen};
 use super::recipe::{
-    FITTING_MIN, HELD_OUT_NOISE, HELD_OUT_RISE, KL_REFUSE, KL_WARN, ORDERLY_MIN, PAIRS_FALL, PAIRS_WON, SLIPS,
-    answer_tokens,
+    FITTING_MIN, HELD_OUT_MIN, HELD_OUT_NOISE, HELD_OUT_RISE, KL_REFUSE, KL_WARN, ORDERLY_MIN, PAIRS_FALL, PAIRS_MIN,
+    PAIRS_WON, SLIPS, answer_tokens,
 };
-use super::rows::Lesson;
 use crate::adapter::{peft, provenance};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
@@ -39,7 +38,7 @@ pub struct Evidence<'a> {
     /// Loss on the trained rows before and after.
     pub loss: (f64, f64),
     /// Rows that were not trained on.
-    pub held_out: &'a [Lesson],
+    pub held_out: &'a [Unseen],
     /// The trained corrections, and the model that they are asked with.
     pub corrections: Option<(&'a Model, &'a [Check])>,
     /// Ordinary prompts with the base's answers, never trained on.
@@ -92,6 +91,8 @@ pub struct Report {
     /// Why not, in sentences; empty: passed.
     pub reasons: Vec<String>,
     pub warnings: Vec<String>,
+    /// What could not be measured, and why, in words.
+    pub unmeasured: Vec<String>,
     pub measured: Measurements,
     /// Digests of the notes that are obeyed without being told.
     pub carries: Vec<String>,
@@ -152,7 +153,11 @@ pub fn inspect(
 
 /// Measurements 1 and 2: rows that were never trained on.
 fn held_out(report: &mut Report, evidence: &Evidence, new: &Gauge, live: &Gauge, base: &Gauge) -> Result<()> {
-    let Some(figures) = held_out::measure(evidence.held_out, new, live, base)? else { return Ok(()) };
+    let Some(figures) = held_out::measure(evidence.held_out, new, live, base)? else {
+        let rows = evidence.held_out.len();
+        report.unmeasured.push(format!("loss and pairs on unseen rows ({rows} held out, {HELD_OUT_MIN} are needed)"));
+        return Ok(());
+    };
     let (before, after) = figures.loss;
     report.measured.held_out = Some(figures.loss);
     report.measured.fitting = figures.fitting;
@@ -163,7 +168,11 @@ fn held_out(report: &mut Report, evidence: &Evidence, new: &Gauge, live: &Gauge,
         let said = format!("only {fit} of {of} held-out questions find their own answer likeliest");
         report.reasons.push(said);
     }
-    let Some(pairs) = figures.pairs else { return Ok(()) };
+    let Some(pairs) = figures.pairs else {
+        let pairs = evidence.held_out.iter().filter(|row| row.rejected.is_some()).count();
+        report.unmeasured.push(format!("unseen pairs ({pairs} held out, {PAIRS_MIN} are needed)"));
+        return Ok(());
+    };
     report.measured.pairs = Some((pairs.won, pairs.of));
     report.measured.pairs_fall = Some(pairs.fall);
     if (pairs.won as f64) < PAIRS_WON * pairs.of as f64 {
@@ -178,7 +187,10 @@ fn held_out(report: &mut Report, evidence: &Evidence, new: &Gauge, live: &Gauge,
 
 /// Measurement 4, first half: what was taught is obeyed, no worse than until now.
 fn corrections(report: &mut Report, evidence: &Evidence, new: &Gauge, live: &Gauge) -> Result<()> {
-    let Some((model, checks)) = evidence.corrections.filter(|(_, checks)| !checks.is_empty()) else { return Ok(()) };
+    let Some((model, checks)) = evidence.corrections.filter(|(_, checks)| !checks.is_empty()) else {
+        report.unmeasured.push("corrections that hold (none was trained on)".to_string());
+        return Ok(());
+    };
     let (now, before) = (compliance::ask(new, checks, model)?, compliance::ask(live, checks, model)?.count());
     report.measured.corrections = Some((now.count(), checks.len()));
     report.measured.corrections_before = Some(before);

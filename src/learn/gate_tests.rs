@@ -33,7 +33,7 @@ fn save(weights: &LoraWeights) -> tempfile::TempDir {
 struct Case {
     model: Model,
     watched: Vec<Answered>,
-    held_out: Vec<Lesson>,
+    held_out: Vec<Unseen>,
     checks: Vec<Check>,
 }
 
@@ -118,23 +118,16 @@ fn a_folder_that_holds_something_else_is_refused() {
 }
 
 /// Held-out rows with the base's own answers; `shift` gives each the answer of another.
-fn own_answers(model: &Model, shift: usize) -> Vec<Lesson> {
+fn own_answers(model: &Model, shift: usize) -> Vec<Unseen> {
     let prompts: Vec<_> = WATCHED[4..14].iter().map(|p| conversation(p)).collect();
     let answered = answer(model, &prompts, 8, &Lanes::shared(64), &Courtesy::default()).unwrap();
-    let lesson = |i: usize| {
+    let row = |i: usize| {
         let other = &answered[(i + shift) % answered.len()];
         let tokens = Answered { prompt: answered[i].prompt.clone(), ..other.clone() }.tokens().unwrap();
         let rejected = answered[(i + shift + 1) % answered.len()].answer.clone();
-        Lesson {
-            key: answered[i].key,
-            rejected: Some(Tokens::new(&answered[i].prompt, &rejected)),
-            tokens,
-            weight: 1.0,
-            origin: Origin::Praise,
-            answer: format!("{:?}", other.answer),
-        }
+        Unseen { rejected: Some(Tokens::new(&answered[i].prompt, &rejected)), tokens }
     };
-    (0..answered.len()).map(lesson).collect()
+    (0..answered.len()).map(row).collect()
 }
 
 #[test]
@@ -146,9 +139,13 @@ fn held_out_rows_are_measured_once_there_are_enough() {
     let (before, after) = report.measured.held_out.unwrap();
     assert!((after - before).abs() < 0.2 && report.measured.fitting.unwrap().0 >= 6, "{report:?}");
     assert_eq!(report.measured.pairs.unwrap().1, 10);
+    assert!(!report.unmeasured.iter().any(|what| what.contains("unseen")), "{report:?}");
     case.held_out.truncate(7);
     let report = case.inspect(&trained, save(&trained).path(), (2.0, 1.0));
     assert_eq!((report.measured.held_out, report.measured.pairs), (None, None));
+    let unmeasured =
+        ["loss and pairs on unseen rows (7 held out, 8 are needed)", "corrections that hold (none was trained on)"];
+    assert_eq!(report.unmeasured, unmeasured);
 }
 
 #[test]

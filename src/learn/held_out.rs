@@ -1,13 +1,40 @@
 //! Figures on rows that were never trained on.
 
 use super::gauge::Gauge;
+use super::mix::completion;
 use super::recipe::{HELD_OUT_MIN, PAIRS_MIN};
 use super::rows::Lesson;
 use crate::error::Result;
 use crate::model::Tokens;
+use crate::train::data;
 
 /// Answers to other questions that a row's own answer is compared with, at most.
 const OTHERS: usize = 3;
+
+/// A row that was not trained on: what is wanted, and what it is to be preferred to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unseen {
+    pub tokens: Tokens,
+    pub rejected: Option<Tokens>,
+}
+
+impl From<&Lesson> for Unseen {
+    fn from(lesson: &Lesson) -> Unseen {
+        Unseen { tokens: lesson.tokens.clone(), rejected: lesson.rejected.clone() }
+    }
+}
+
+impl Unseen {
+    /// A row of a data set; `None`: it is an answer judged bad, and nothing is wanted in its place.
+    pub fn of(lesson: &data::Lesson) -> Option<Unseen> {
+        let (tokens, rejected) = match lesson {
+            data::Lesson::Imitate(tokens) | data::Lesson::Judged { tokens, good: true } => (tokens, None),
+            data::Lesson::Pair { chosen, rejected } => (chosen, Some(rejected.clone())),
+            data::Lesson::Judged { good: false, .. } => return None,
+        };
+        Some(Unseen { tokens: tokens.clone(), rejected })
+    }
+}
 
 /// What is measured on held-out rows.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,7 +58,7 @@ pub struct Pairs {
 }
 
 /// Measures on `rows`; `None`: there are too few for their figures to mean anything.
-pub fn measure(rows: &[Lesson], new: &Gauge, live: &Gauge, base: &Gauge) -> Result<Option<HeldOut>> {
+pub fn measure(rows: &[Unseen], new: &Gauge, live: &Gauge, base: &Gauge) -> Result<Option<HeldOut>> {
     if rows.len() < HELD_OUT_MIN {
         return Ok(None);
     }
@@ -43,13 +70,14 @@ pub fn measure(rows: &[Lesson], new: &Gauge, live: &Gauge, base: &Gauge) -> Resu
 }
 
 /// An adapter that has learned answers, but not which question each belongs to, is told by this.
-fn fitting(rows: &[Lesson], own: &[f64], new: &Gauge) -> Result<Option<(usize, usize)>> {
+fn fitting(rows: &[Unseen], own: &[f64], new: &Gauge) -> Result<Option<(usize, usize)>> {
     let (mut of, mut others) = (Vec::new(), Vec::new());
     for (i, row) in rows.iter().enumerate() {
-        let mut seen = vec![row.answer.as_str()];
+        let mut seen = vec![completion(&row.tokens)];
         for other in rows.iter().cycle().skip(i + 1).take(rows.len() - 1) {
-            if seen.len() <= OTHERS && !seen.contains(&other.answer.as_str()) {
-                seen.push(&other.answer);
+            let answer = completion(&other.tokens);
+            if seen.len() <= OTHERS && !seen.contains(&answer) {
+                seen.push(answer);
                 of.push(i);
                 others.push(exchanged(&row.tokens, &other.tokens));
             }
@@ -66,11 +94,11 @@ fn fitting(rows: &[Lesson], own: &[f64], new: &Gauge) -> Result<Option<(usize, u
 
 /// One row's prompt with another's completion.
 fn exchanged(row: &Tokens, other: &Tokens) -> Tokens {
-    let start = |tokens: &Tokens| tokens.targets.iter().position(|t| *t).unwrap_or(tokens.ids.len());
-    Tokens::new(&row.ids[..start(row)], &other.ids[start(other)..])
+    let prompt = row.ids.len() - completion(row).len();
+    Tokens::new(&row.ids[..prompt], completion(other))
 }
 
-fn pairs(rows: &[Lesson], new: &Gauge, base: &Gauge) -> Result<Option<Pairs>> {
+fn pairs(rows: &[Unseen], new: &Gauge, base: &Gauge) -> Result<Option<Pairs>> {
     let sides: Vec<&Tokens> =
         rows.iter().filter_map(|row| Some([&row.tokens, row.rejected.as_ref()?])).flatten().collect();
     if sides.len() < 2 * PAIRS_MIN {

@@ -39,7 +39,8 @@ fn nearly_alike(chosen: &Tokens, rejected: &Tokens) -> bool {
     2 * (front + back) >= a.len().max(b.len())
 }
 
-fn completion(tokens: &Tokens) -> &[u32] {
+/// From the first token that is to be learned.
+pub fn completion(tokens: &Tokens) -> &[u32] {
     let start = tokens.targets.iter().position(|target| *target).unwrap_or(tokens.ids.len());
     &tokens.ids[start..]
 }

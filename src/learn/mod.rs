@@ -12,6 +12,7 @@
 //!   what it was taught
 //! - `gate`: the measurements that decide whether a new adapter goes live
 //! - `publish`: trained weights saved, judged, and made live if they pass
+//! - `keep`: a training's entry in the store, its provenance and what the gate is to ask, whatever its rows came from
 //! - `round`: one training from the store's buffer to the live adapter, with all bookkeeping
 //! - `coordinator`: when rounds run, beside a chat
 //!
@@ -25,6 +26,7 @@ pub mod fit;
 pub mod gate;
 pub mod gauge;
 pub mod held_out;
+pub mod keep;
 pub mod mix;
 pub mod publish;
 pub mod recipe;

@@ -72,6 +72,10 @@ pub const ORDERLY_MIN: f64 = 0.5;
 pub const SLIPS: usize = 10;
 /// Corrections that are asked again where the model answers slowly.
 pub const LARGE_CHECKS: usize = 8;
+/// Pairs of a data set that are asked again where it answers fast, and held-out rows of one that the gate looks at: as many
+/// as a full buffer has.
+pub const SMALL_CHECKS: usize = 100;
+pub const HELD_OUT_MOST: usize = 100;
 
 /// Everything that one training of a buffer is done with; nothing is `auto` any more.
 #[derive(Debug, Clone, PartialEq, Serialize)]

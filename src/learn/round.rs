@@ -13,24 +13,24 @@ use serde_json::{Value, json};
 use super::canaries::{self, Answered, REPLAYED};
 use super::compliance;
 use super::fit::{Ending, Fit, Progress, Stopping, Trained};
-use super::gate::{Evidence, Measurements};
+use super::gate::Measurements;
+use super::held_out::Unseen;
+use super::keep::{self, Exam, Keeper, Made};
 use super::mix::{self, Beside};
-use super::publish::{self, Candidate, Published, publish};
 use super::recipe::{self, Recipe};
 use super::rows::{self, Fault, Lesson, Skipped};
 use super::split::split;
 use super::variations;
 use crate::adapter::peft::{self, LoraSettings};
-use crate::adapter::provenance::Provenance;
 use crate::config::Config;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::feedback::Example;
 use crate::feedback::example::Origin;
 use crate::fsio::{self, Attempt, Holder, Lock};
 use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
 use crate::paths::Paths;
-use crate::store::{NewRun, Outcome, RunResult, Store, TrainingSet};
+use crate::store::{NewRun, RunResult, Store, TrainingSet};
 use crate::train::lanes::Lanes;
 use crate::train::row::{Row, fill_references};
 
@@ -123,6 +123,11 @@ pub fn lock(paths: &Paths) -> Result<Attempt> {
     Lock::attempt(&paths.lock(LOCK), "training")
 }
 
+/// Who trains on the data folder now, in this process or in another; `None`: nobody does.
+pub fn trainer(paths: &Paths) -> Result<Option<Holder>> {
+    Lock::holder(&paths.lock(LOCK))
+}
+
 /// The examples of a run, ready for training.
 struct Material {
     set: TrainingSet,
@@ -158,40 +163,17 @@ impl Round<'_> {
         let started = Instant::now();
         let material = self.material(set, trial)?;
         let parameters = parameters(&material)?;
-        let run = self.store.begin_run(&NewRun {
-            model: &self.model.name,
-            base: &self.model.base,
-            parameters: &parameters,
-            examples: material.set.buffer.examples(),
-        })?;
+        let Material { set, .. } = &material;
+        let (model, base) = (self.model.name.as_str(), self.model.base.as_str());
+        let new = NewRun { model, base, parameters: &parameters, examples: set.buffer.examples() };
         let examples = material.trained.len();
-        on_event(Event::Started { run, examples, skipped: material.skipped.clone() });
-
-        let mut result = RunResult {
-            outcome: Outcome::Failed,
-            reason: None,
-            adapter: None,
-            loss_before: None,
-            loss_after: None,
-            seconds: 0.0,
-            curve: Vec::new(),
-            gate: Value::Null,
-        };
-        let ended = self.train(run, material, parameters, started, &mut result, on_event);
-        result.seconds = started.elapsed().as_secs_f64();
-        match &ended {
-            Ok(_) => {}
-            Err(e) if e.is_interrupted() => result.outcome = Outcome::Cancelled,
-            Err(e) => result.reason = Some(e.to_string()),
-        }
-        let noted = self.store.finish_run(run, &result).with_context(|| match (&result.adapter, result.outcome) {
-            (Some(name), Outcome::Completed) => format!("adapter {name} is live, but its run could not be noted"),
-            _ => "the run could not be noted".to_string(),
+        let ended = keep::as_run(self.store, &new, started, |run, result| {
+            on_event(Event::Started { run, examples, skipped: material.skipped.clone() });
+            self.train(run, &material, parameters.clone(), started, result, on_event)
         });
         match ended {
-            Err(e) if e.is_interrupted() => noted.map(|()| Ended::Cancelled { examples, kept: None }),
-            Err(e) => Err(e),
-            Ok(ended) => noted.map(|()| ended),
+            Err(e) if e.is_interrupted() => Ok(Ended::Cancelled { examples, kept: None }),
+            ended => ended,
         }
     }
 
@@ -233,79 +215,66 @@ impl Round<'_> {
     fn train(
         &self,
         run: i64,
-        material: Material,
+        material: &Material,
         parameters: Value,
         started: Instant,
         result: &mut RunResult,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<Ended> {
-        let (replayed, watched) = self.base_answers(material.set.buffer.examples(), &material.recipe)?;
-        let trained = self.fit(&material, &replayed, on_event)?;
         let Material { set, trained: lessons, held_out, skipped, settings, .. } = material;
-        let Trained { weights, ending, steps, before, after, curve, .. } = trained;
-        result.loss_before = Some(before.loss);
-        result.loss_after = after.as_ref().map(|figures| figures.loss);
-        result.curve = curve.iter().map(|step| step.loss).collect();
-        let interrupted = ending == Ending::Interrupted;
-        if interrupted && !self.keep_interrupted {
+        let (replayed, watched) = self.base_answers(set.buffer.examples(), &material.recipe)?;
+        let trained = self.fit(material, &replayed, on_event)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let made = Made { trained, settings: settings.clone(), examples: lessons.len(), parameters, seconds };
+        made.note(result);
+        let Trained { ending, steps, before, .. } = &made.trained;
+        let (ending, steps, loss_before) = (*ending, *steps, before.loss);
+        if ending == Ending::Interrupted && !self.keep_interrupted {
             return Err(Error::interrupted());
         }
 
         on_event(Event::Judging);
-        let mut provenance = Provenance::new(&self.model.base, &self.model.name);
-        provenance.run = Some(run);
-        provenance.examples = lessons.len();
-        provenance.parameters = parameters;
-        provenance.parameters["steps_taken"] = json!(steps);
-        provenance.parameters["ending"] = json!(ending);
-        (provenance.loss_before, provenance.loss_after) = (result.loss_before, result.loss_after);
-        provenance.seconds = Some(started.elapsed().as_secs_f64());
-        let checks = compliance::checks(self.model, set.buffer.examples())?;
-        let evidence = after.filter(|_| !interrupted).map(|after| Evidence {
-            loss: (before.loss, after.loss),
-            held_out: &held_out,
-            corrections: Some((self.model, &checks)),
+        let exam = Exam {
+            model: self.model,
+            held_out: held_out.iter().map(Unseen::from).collect(),
+            checks: compliance::checks(self.model, set.buffer.examples())?,
             watched: &watched,
-            ends: &self.model.generation.eos,
-            live: publish::live(self.paths, self.model.network.as_ref(), &self.model.base),
-        });
-        let candidate = Candidate { weights, settings, provenance, evidence };
-        let network = self.model.network.as_ref();
-        let Published { adapter, path, report, live } =
-            publish(self.paths, network, candidate, self.keep_interrupted, self.threads, &self.courtesy)?;
-
-        result.adapter = Some(adapter.clone());
-        if let Some(report) = &report {
-            result.gate = serde_json::to_value(report.provenance()?)?;
-        }
-        let report_known = report.is_some();
-        let report = report.unwrap_or_default();
-        result.reason = (!report.reasons.is_empty()).then(|| report.reasons.join("; "));
+        };
+        let published = self.keeper().publish(run, made, Some(&exam), result)?;
+        let judged = published.report.is_some();
+        let report = published.report.unwrap_or_default();
         let receipt = Receipt {
             run,
-            adapter,
-            path,
+            adapter: published.adapter,
+            path: published.path,
             examples: lessons.len(),
-            skipped,
-            loss_before: before.loss,
+            skipped: skipped.clone(),
+            loss_before,
             loss_after: result.loss_after,
-            measured: report_known.then_some(report.measured),
+            measured: judged.then_some(report.measured),
             reasons: report.reasons,
             warnings: report.warnings,
             steps,
             ending,
             seconds: started.elapsed().as_secs_f64(),
         };
-        let (outcome, ended) = match (report_known, live) {
-            (true, true) => (Outcome::Completed, Ended::Live(receipt)),
-            (true, false) => (Outcome::Refused, Ended::Refused(receipt)),
-            (false, _) => {
-                let ended = Ended::Cancelled { examples: receipt.examples, kept: Some(receipt) };
-                (Outcome::Cancelled, ended)
-            }
-        };
-        result.outcome = outcome;
-        Ok(ended)
+        Ok(match (judged, published.live) {
+            (true, true) => Ended::Live(receipt),
+            (true, false) => Ended::Refused(receipt),
+            (false, _) => Ended::Cancelled { examples: receipt.examples, kept: Some(receipt) },
+        })
+    }
+
+    fn keeper(&self) -> Keeper<'_> {
+        Keeper {
+            paths: self.paths,
+            model: &self.model.name,
+            base: &self.model.base,
+            network: self.model.network.as_ref(),
+            keep_interrupted: self.keep_interrupted,
+            threads: self.threads,
+            courtesy: &self.courtesy,
+        }
     }
 
     /// The base's own answers: to replay, and to watch.

@@ -5,7 +5,7 @@ use super::*;
 use crate::adapter::registry::{Registry, State};
 use crate::config::{Auto, Variant};
 use crate::learn::recipe::KL_REFUSE;
-use crate::store::Run;
+use crate::store::{Outcome, Run};
 
 fn round(house: &House) -> Round<'_> {
     Round {

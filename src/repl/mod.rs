@@ -38,6 +38,7 @@ use crate::engine::CancelFlag;
 use crate::error::{Error, Result};
 use crate::feedback::kind::Kind;
 use crate::feedback::{Finish, Interaction};
+use crate::learn::round;
 use crate::session::{Acknowledgement, AdapterNotice, AskEvent, Loaded, ModelState, Session};
 use answer::{AnswerScreen, Style};
 use background::{Announced, Background};
@@ -314,7 +315,7 @@ impl Repl {
 
     /// What is left to say about an answer.
     fn ended(&self, interaction: &Interaction) -> Result<()> {
-        match cut_off(interaction.finish, self.session.config().generation.max_tokens) {
+        match cut_off(interaction) {
             Some(notice) => self.say(&notice),
             None => Ok(()),
         }
@@ -407,7 +408,11 @@ impl Repl {
         let settings = self.session.config().feedback.clone();
         let store = Arc::clone(self.session.store());
         let new = store.training_set(&self.base()?, settings.buffer_capacity)?.new;
-        let last = store.runs(1)?.first().map(views::last_run);
+        let other = round::trainer(self.session.paths())?;
+        let last = store.runs(1)?.first().map(|run| views::last_run(run, other.is_some()));
+        if let Some(holder) = &other {
+            self.say(&render_training::other_trains(holder))?;
+        }
         self.say(&render_training::idle(new, settings.threshold, settings.auto_train, last.as_ref()))
     }
 
@@ -497,12 +502,22 @@ fn adapter_notice(notice: &AdapterNotice, announced: Option<&str>) -> Option<Str
     }
 }
 
-/// What is said about an answer that did not end by itself.
-pub fn cut_off(finish: Finish, max_tokens: usize) -> Option<String> {
-    match finish {
+/// What is said about an answer that did not end by itself, and what to do about it.
+pub fn cut_off(interaction: &Interaction) -> Option<String> {
+    let figure = |of: &serde_json::Value, name: &str| of[name].as_u64().unwrap_or_default();
+    let (made, most) = (figure(&interaction.timings, "generated_tokens"), figure(&interaction.sampling, "max_tokens"));
+    match interaction.finish {
         Finish::Stop => None,
+        Finish::Length if made < most => {
+            let context = figure(&interaction.timings, "prompt_tokens") + made;
+            Some(format!(
+                "(The answer was cut off: the conversation fills all {context} tokens that the model can see. /clear in the \
+                 chat begins a new one.)\n"
+            ))
+        }
         Finish::Length => Some(format!(
-            "(The answer was cut off: it may have {max_tokens} tokens, and must fit the model's context.)\n"
+            "(The answer was cut off after {most} tokens; --max-tokens, or max_tokens under [generation] in config.toml, \
+             allows longer ones.)\n"
         )),
         Finish::Interrupted => Some("(Stopped; the part above is kept.)\n".to_string()),
     }
@@ -511,6 +526,7 @@ pub fn cut_off(finish: Finish, max_tokens: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feedback::example::tests::interaction;
 
     #[test]
     fn a_change_of_adapter_is_told_once() {
@@ -527,8 +543,17 @@ mod tests {
 
     #[test]
     fn only_answers_that_did_not_end_are_remarked_on() {
-        assert_eq!(cut_off(Finish::Stop, 10), None);
-        assert!(cut_off(Finish::Length, 10).is_some_and(|n| n.contains("10 tokens")));
-        assert!(cut_off(Finish::Interrupted, 10).is_some_and(|n| n.contains("kept")));
+        let said = |finish, generated: u64| {
+            let timings = serde_json::json!({"prompt_tokens": 100, "generated_tokens": generated});
+            let sampling = serde_json::json!({"max_tokens": 10});
+            cut_off(&Interaction { finish, timings, sampling, ..interaction(1, "how?", "so") })
+        };
+        assert_eq!(said(Finish::Stop, 10), None);
+        let limit = "after 10 tokens; --max-tokens, or max_tokens under [generation]";
+        assert!(said(Finish::Length, 10).is_some_and(|n| n.contains(limit)));
+        assert!(
+            said(Finish::Length, 7).is_some_and(|n| n.contains("fills all 107 tokens that the model can see. /clear"))
+        );
+        assert!(said(Finish::Interrupted, 7).is_some_and(|n| n.contains("kept")));
     }
 }

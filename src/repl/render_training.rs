@@ -1,10 +1,13 @@
 //! What the chat and the commands say about training and adapters: plain figures in, text out (see [`super::render`]).
 
+use std::path::Path;
+
 use super::render::{bytes, count, duration, plain, short_digest};
 use super::table::{Layout, table};
 use crate::fsio::Holder;
 use crate::learn::coordinator::{Phase, Status, Trigger};
 use crate::learn::fit::Progress;
+use crate::learn::gate::Measurements;
 use crate::learn::recipe::HELD_OUT_MIN;
 use crate::learn::round::Receipt;
 use crate::learn::rows::Skipped;
@@ -33,11 +36,11 @@ pub fn progress(p: &Progress) -> String {
 pub const PREPARING: &str = "🔄 Training: preparing…";
 pub const JUDGING: &str = "🔄 Training: judging the new adapter…";
 
-/// `/train status` while one runs.
+/// `/train status` while one runs: the time is that since its beginning, whatever it does.
 pub fn running(s: &Status) -> String {
     match s.phase {
         Phase::Preparing => format!("{PREPARING} {}\n", duration(s.seconds)),
-        Phase::Training(p) => progress(&p) + "\n",
+        Phase::Training(p) => progress(&Progress { seconds: s.seconds, ..p }) + "\n",
         Phase::Judging => format!("{JUDGING} {}\n", duration(s.seconds)),
     }
 }
@@ -67,18 +70,19 @@ pub fn idle(new: usize, threshold: usize, auto_train: bool, last: Option<&LastRu
     out
 }
 
-fn trained_on(r: &Receipt) -> String {
-    format!(
-        "   Trained on {}{}, {}\n   Adapter saved to: {}\n",
-        count(r.examples, "example"),
-        losses(r.loss_after.map(|after| (r.loss_before, after))),
-        duration(r.seconds),
-        Paths::display(&r.path)
-    )
+/// On what, how well, how long, and where the adapter is.
+pub fn trained_on(r: &Receipt) -> String {
+    let loss = losses(r.loss_after.map(|after| (r.loss_before, after)));
+    saved(&format!("{}{loss}", count(r.examples, "example")), r.seconds, &r.path)
+}
+
+/// As [`trained_on`]; `rows`: on what, and how well.
+pub fn saved(rows: &str, seconds: f64, path: &Path) -> String {
+    format!("   Trained on {rows}, {}\n   Adapter saved to: {}\n", duration(seconds), Paths::display(path))
 }
 
 /// ", loss 2.31 → 0.85"; nothing where it was not measured.
-fn losses(loss: Option<(f64, f64)>) -> String {
+pub fn losses(loss: Option<(f64, f64)>) -> String {
     loss.map(|(before, after)| format!(", loss {before:.2} → {after:.2}")).unwrap_or_default()
 }
 
@@ -100,27 +104,43 @@ pub fn refused(r: &Receipt) -> String {
     out + "   Answers stay as they were; the next training waits for new examples.\n"
 }
 
-/// One line about an adapter that is live. Figures that do not exist are left out.
+/// What the gate measured of an adapter that is live, behind [`trained_on`].
 pub fn receipt(r: &Receipt) -> String {
-    let measured = r.measured.clone().unwrap_or_default();
-    let loss = r.loss_after.map(|after| (r.loss_before, after));
-    let mut parts = vec![format!("{}{}", count(r.examples, "example"), losses(loss))];
-    let pairs = measured.pairs.map(|(won, all)| format!(", pairs {won}/{all}")).unwrap_or_default();
-    if let Some((before, after)) = measured.held_out {
-        parts.push(format!("held-out {before:.2} → {after:.2}{pairs}"));
-    }
-    parts.extend(measured.corrections.map(|(hold, all)| format!("{hold}/{all} corrections hold")));
-    let canaries = measured.canaries.map(|(fine, all)| format!("canaries {fine}/{all}"));
-    let kl = measured.kl.map(|kl| format!("KL {kl:.3}"));
-    parts.extend([canaries, kl].into_iter().flatten().reduce(|a, b| format!("{a}, {b}")));
-    parts.push(duration(r.seconds));
     let basis = match r.measured.as_ref().is_some_and(|m| m.held_out.is_none()) {
         true => format!(
             "   Judged by what was trained and by ordinary prompts; {HELD_OUT_MIN} held-out rows would say more.\n"
         ),
         false => String::new(),
     };
-    format!("   adapter {} live · {}\n{basis}", plain(&r.adapter), parts.join(" · "))
+    live(&r.adapter, r.measured.as_ref()) + &basis
+}
+
+/// One line about an adapter that is live.
+pub fn live(adapter: &str, measured: Option<&Measurements>) -> String {
+    format!("   adapter {} live{}\n", plain(adapter), figures(measured))
+}
+
+/// One line about an adapter that passed the gate and is not the registry's to make live.
+pub fn passed(measured: &Measurements) -> String {
+    format!("   It passes the gate{}\n", figures(Some(measured)))
+}
+
+/// " · held-out 2.31 → 1.87, pairs 7/8 · 5/5 corrections hold · canaries 20/20, KL 0.012". Figures that do not exist are
+/// left out.
+fn figures(measured: Option<&Measurements>) -> String {
+    let Some(measured) = measured else { return String::new() };
+    let pairs = measured.pairs.map(|(won, all)| format!(", pairs {won}/{all}")).unwrap_or_default();
+    let held_out = measured.held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}{pairs}"));
+    let corrections = measured.corrections.map(|(hold, all)| format!("{hold}/{all} corrections hold"));
+    let canaries = measured.canaries.map(|(fine, all)| format!("canaries {fine}/{all}"));
+    let kl = measured.kl.map(|kl| format!("KL {kl:.3}"));
+    let ordinary = [canaries, kl].into_iter().flatten().reduce(|a, b| format!("{a}, {b}"));
+    [held_out, corrections, ordinary].into_iter().flatten().map(|figure| format!(" · {figure}")).collect()
+}
+
+/// What the gate could not measure of a data set's rows, and why; nothing where it measured all.
+pub fn unmeasured(what: &[String]) -> String {
+    if what.is_empty() { String::new() } else { format!("   Not measured: {}\n", what.join("; ")) }
 }
 
 /// Another finch on the same data folder trains.
@@ -140,6 +160,8 @@ pub fn failed(message: &str, hint: Option<&str>) -> String {
 }
 
 pub const NOTHING_TO_TRAIN: &str = "There is nothing to train on yet: rate answers good, or correct them.\n";
+/// `finch train` was interrupted while it made better answers.
+pub const STOPPED_BEFORE: &str = "Stopped before the training; all feedback is kept.\n";
 pub const NOTHING_NEW: &str = "There is nothing new since the last training.\n";
 /// Leaving while a training runs.
 pub const LEAVING: &str = "Stopping the running training… (Ctrl-C leaves at once)\n";
@@ -223,7 +245,6 @@ pub fn adapters(rows: &[AdapterRow], columns: Option<usize>) -> String {
 mod tests {
     use super::*;
     use crate::learn::fit::Ending;
-    use crate::learn::gate::Measurements;
 
     fn run() -> Receipt {
         Receipt {
@@ -251,7 +272,7 @@ mod tests {
             "✓ Background training completed!\n\
              \x20  Trained on 10 examples, loss 2.31 → 0.85, 21 s\n\
              \x20  Adapter saved to: /data/adapters/lora_adapter_20260206_143025\n\
-             \x20  adapter lora_adapter_20260206_143025 live · 10 examples, loss 2.31 → 0.85 · 21 s\n"
+             \x20  adapter lora_adapter_20260206_143025 live\n"
         );
     }
 
@@ -272,8 +293,9 @@ mod tests {
         );
         let status = |phase| Status { trigger: Trigger::Asked, examples: None, phase, seconds: 30.0 };
         assert_eq!(running(&status(Phase::Preparing)), "🔄 Training: preparing… 30 s\n");
-        assert_eq!(running(&status(Phase::Training(known))), progress(&known) + "\n");
-        assert!(running(&status(Phase::Judging)).contains("judging"));
+        let training = running(&status(Phase::Training(known)));
+        assert_eq!(training, "🔄 Training: epoch 2/5, batch 14/75, loss 1.32, 30 s\n", "since its beginning");
+        assert_eq!(running(&status(Phase::Judging)), "🔄 Training: judging the new adapter… 30 s\n");
     }
 
     #[test]
@@ -293,16 +315,20 @@ mod tests {
         };
         let full = Receipt { loss_after: Some(0.09), examples: 12, measured: Some(measured), seconds: 94.0, ..run() };
         assert_eq!(
-            receipt(&full),
-            "   adapter lora_adapter_20260206_143025 live · 12 examples, loss 2.31 → 0.09 · 5/5 corrections hold · \
-             canaries 20/20, KL 0.012 · 94 s\n\
+            finished(&full),
+            "✓ Background training completed!\n\
+             \x20  Trained on 12 examples, loss 2.31 → 0.09, 94 s\n\
+             \x20  Adapter saved to: /data/adapters/lora_adapter_20260206_143025\n\
+             \x20  adapter lora_adapter_20260206_143025 live · 5/5 corrections hold · canaries 20/20, KL 0.012\n\
              \x20  Judged by what was trained and by ordinary prompts; 8 held-out rows would say more.\n"
         );
         let held_out = Measurements { held_out: Some((2.31, 1.87)), pairs: Some((7, 8)), ..Measurements::default() };
         let shown = receipt(&Receipt { measured: Some(held_out), ..run() });
-        assert!(shown.ends_with(" · held-out 2.31 → 1.87, pairs 7/8 · 21 s\n"), "{shown}");
+        assert!(shown.ends_with(" live · held-out 2.31 → 1.87, pairs 7/8\n"), "{shown}");
         let bare = Receipt { adapter: "a".into(), examples: 1, loss_after: None, seconds: 2.0, ..run() };
-        assert_eq!(receipt(&bare), "   adapter a live · 1 example · 2.0 s\n");
+        assert_eq!(receipt(&bare), "   adapter a live\n");
+        assert!(trained_on(&bare).starts_with("   Trained on 1 example, 2.0 s\n"));
+        assert_eq!(unmeasured(&["a (b)".into(), "c".into()]), "   Not measured: a (b); c\n");
     }
 
     #[test]

@@ -121,11 +121,13 @@ pub fn buffer(store: &Store, base: &str, settings: &FeedbackSection) -> Result<B
     })
 }
 
-pub fn last_run(run: &Run) -> LastRun {
+/// `trains`: somebody trains on this data folder now.
+pub fn last_run(run: &Run, trains: bool) -> LastRun {
     let result = run.result.as_ref();
+    let unfinished = if trains { "running" } else { "unfinished, as its finch ended" };
     LastRun {
         time: local_time(run.finished.unwrap_or(run.started)),
-        outcome: result.map_or("running, or ended with its process", |r| r.outcome.name()).to_string(),
+        outcome: result.map_or(unfinished, |r| r.outcome.name()).to_string(),
         loss: result.and_then(|r| r.loss_before.zip(r.loss_after)),
         adapter: result.and_then(|r| r.adapter.clone()),
     }

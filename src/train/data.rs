@@ -54,7 +54,14 @@ pub struct DataRow {
     pub weight: f64,
     pub lesson: Lesson,
     /// The prompt, where the row has it as messages.
-    pub question: Option<Vec<Message>>,
+    pub question: Option<Question>,
+}
+
+/// A prompt before the template.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    pub messages: Vec<Message>,
+    pub thinking: Option<bool>,
 }
 
 /// A data set, tokenised.
@@ -103,7 +110,7 @@ impl Reader {
     }
 
     /// What a row teaches, and its prompt where that is a list of messages.
-    fn lesson(&mut self, row: &mut jsonl::Row) -> Result<(Lesson, Option<Vec<Message>>)> {
+    fn lesson(&mut self, row: &mut jsonl::Row) -> Result<(Lesson, Option<Question>)> {
         let vocab_size = self.vocab_size;
         let lesson = match Form::of(row)? {
             Form::Labels => labelled_ids(row, vocab_size).map(Lesson::Imitate)?,
@@ -129,7 +136,7 @@ impl Reader {
                 let tokens = self.format()?.tokens(&messages[..last], &messages[last].content, thinking)?;
                 let lesson = judged(tokens, row.yes_or_no("label")?)?;
                 messages.truncate(last);
-                return Ok((lesson, Some(messages)));
+                return Ok((lesson, Some(Question { messages, thinking })));
             }
             Form::Pair => {
                 let (prompt, question) = self.prompt(row)?;
@@ -155,7 +162,7 @@ impl Reader {
     }
 
     /// A string as it stands; messages by the template, opened for an answer, and the messages themselves.
-    fn prompt(&mut self, row: &mut jsonl::Row) -> Result<(Vec<u32>, Option<Vec<Message>>)> {
+    fn prompt(&mut self, row: &mut jsonl::Row) -> Result<(Vec<u32>, Option<Question>)> {
         let thinking = row.yes_or_no("thinking")?;
         match row.take("prompt") {
             Some(serde_json::Value::String(text)) => Ok((self.format()?.plain(&text)?, None)),
@@ -164,7 +171,8 @@ impl Reader {
                 if messages.is_empty() {
                     return Err(Error::failure("prompt is empty"));
                 }
-                Ok((self.format()?.prompt(&messages, thinking)?, Some(messages)))
+                let ids = self.format()?.prompt(&messages, thinking)?;
+                Ok((ids, Some(Question { messages, thinking })))
             }
             None => Err(Error::failure("prompt is missing")),
         }

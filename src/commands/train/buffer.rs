@@ -11,7 +11,6 @@ use crate::learn::round::{Ended, Event, Receipt, Round, default_threads};
 use crate::model::courtesy::Courtesy;
 use crate::model::digest::DigestCache;
 use crate::model::load::Model;
-use crate::paths::Paths;
 use crate::repl::{render, render_training};
 use crate::text;
 
@@ -54,12 +53,13 @@ fn tell(ended: Ended) -> Result<()> {
         Ended::Nothing { .. } => say(render_training::NOTHING_NEW),
         Ended::Busy(holder) => return Err(holder.into()),
         Ended::Live(receipt) => {
-            say(&format!("✓ Training completed!\n{}", trained(&receipt)));
+            say(&format!("✓ Training completed!\n{}", render_training::trained_on(&receipt)));
             warn(&receipt);
             say(&render_training::receipt(&receipt));
         }
         Ended::Refused(receipt) => {
-            say(&format!("✗ Training completed, but the new adapter is not used\n{}", trained(&receipt)));
+            let trained = render_training::trained_on(&receipt);
+            say(&format!("✗ Training completed, but the new adapter is not used\n{trained}"));
             warn(&receipt);
             return Err(super::refused(&receipt.reasons));
         }
@@ -68,7 +68,7 @@ fn tell(ended: Ended) -> Result<()> {
             if let Some(receipt) = kept {
                 say(&format!(
                     "{}   It is not live; `finch adapters load {}` makes it so.\n",
-                    trained(&receipt),
+                    render_training::trained_on(&receipt),
                     receipt.adapter
                 ));
             }
@@ -76,17 +76,6 @@ fn tell(ended: Ended) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn trained(receipt: &Receipt) -> String {
-    let loss = receipt.loss_after.map(|after| format!(", loss {:.2} → {after:.2}", receipt.loss_before));
-    format!(
-        "   Trained on {}{}, {}\n   Adapter saved to: {}\n",
-        render::count(receipt.examples, "example"),
-        loss.unwrap_or_default(),
-        render::duration(receipt.seconds),
-        Paths::display(&receipt.path)
-    )
 }
 
 fn warn(receipt: &Receipt) {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::keep::{self, Kept, Made};
+use super::keep::{self, Kept};
 use super::screen::Bar;
 use crate::adapter::peft;
 use crate::cli::TrainArgs;
@@ -17,13 +17,14 @@ use crate::fsio::{self, Attempt};
 use crate::learn::canaries::{self, Answered};
 use crate::learn::dataset::{Request, Training};
 use crate::learn::fit::Ending;
+use crate::learn::keep::{Keeper, Made};
 use crate::learn::round;
 use crate::model::Network;
 use crate::model::courtesy::Courtesy;
 use crate::model::digest::DigestCache;
 use crate::model::load::{Base, Model, ModelSource};
 use crate::paths::Paths;
-use crate::repl::render;
+use crate::repl::{render, render_training};
 use crate::text;
 use crate::train::data::{DataSet, Objective, Reader};
 use crate::train::lanes::Lanes;
@@ -51,26 +52,35 @@ pub fn run(ground: &Ground, args: &TrainArgs, file: &Path, courtesy: Arc<Courtes
     let examples = training.sizes().0;
     say(&format!("{}\n", opening(&training, args.objective)));
 
-    let keeper = keep::Keeper {
-        ground,
-        subject: &subject,
-        output: args.output.as_deref(),
-        watched: judged.then_some(ordinary.watched.as_slice()),
-        courtesy: Arc::clone(&courtesy),
+    let exam = subject.model.as_ref().filter(|_| judged).map(|model| training.exam(&set, model, &ordinary.watched));
+    let exam = exam.transpose()?;
+    let keeper = Keeper {
+        paths: &ground.paths,
+        model: &subject.name,
+        base: &subject.digest,
+        network: &*subject.network,
+        keep_interrupted: true,
+        threads: round::default_threads(),
+        courtesy: &courtesy,
     };
     let started = Instant::now();
-    let kept = keeper.around(&parameters, || {
+    let train = || {
         let mut metrics = args.metrics.as_deref().map(Metrics::create).transpose()?;
         let mut bar = Bar::start(training.recipe.steps);
         let network = Arc::clone(&subject.network);
-        let trained = training.run(&*network, round::default_threads(), courtesy, &mut |report, _| {
+        let trained = training.run(&*network, round::default_threads(), Arc::clone(&courtesy), &mut |report, _| {
             bar.step(report);
             metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(report))
         });
         bar.end();
         let (trained, settings) = trained?;
-        Ok(Made { trained, settings, examples, seconds: started.elapsed().as_secs_f64() })
-    });
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Made { trained, settings, examples, parameters: parameters.clone(), seconds })
+    };
+    let kept = match &args.output {
+        Some(output) => keep::in_folder(&keeper, output, exam.as_ref(), train),
+        None => keep::in_registry(ground, &keeper, exam.as_ref(), &parameters, train),
+    };
     tell(&kept.inspect_err(tell_if_interrupted)?)
 }
 
@@ -111,7 +121,7 @@ impl Subject {
 
     fn ordinary(&self, set: &DataSet, courtesy: &Courtesy) -> Result<Ordinary> {
         let Some(model) = &self.model else { return Ok(Ordinary::default()) };
-        let taught = set.rows.iter().filter_map(|row| row.question.as_deref());
+        let taught = set.rows.iter().filter_map(|row| row.question.as_ref()).map(|asked| asked.messages.as_slice());
         let lanes = Lanes::for_network(model.network.config(), round::default_threads())?;
         let (replayed, watched) = canaries::ordinary(model, Default::default(), taught, &lanes, courtesy)?;
         Ok(Ordinary { replayed, watched })
@@ -200,32 +210,37 @@ fn opening(training: &Training, objective: Objective) -> String {
 
 /// Says what there is now; the error carries the exit code.
 fn tell(kept: &Kept) -> Result<()> {
-    let Kept { trained, loss, held_out, seconds, path, report, live, .. } = kept;
+    let Kept { ending, steps, step, loss, held_out, seconds, path, report, live, .. } = kept;
     let refused = report.as_ref().filter(|report| !report.passed());
     say(&format!(
         "{}\n",
-        match (trained.ending, refused) {
+        match (ending, refused) {
             (Ending::Interrupted, _) =>
-                format!("Interrupted; the state after {} is kept", render::count(trained.step, "step")),
+                format!("Interrupted; the state after {} is kept", render::count(*step, "step")),
             (_, Some(_)) => "✗ Training completed, but the gate refuses the adapter".to_string(),
-            _ if trained.step < trained.steps => {
-                format!("✓ Training completed! The state after step {} of {} is the best", trained.step, trained.steps)
+            _ if step < steps => {
+                format!("✓ Training completed! The state after step {step} of {steps} is the best")
             }
             _ => "✓ Training completed!".to_string(),
         }
     ));
-    let mut figures = vec![format!("Trained on {}", render::count(kept.examples, "row"))];
-    figures.extend(loss.map(|(before, after)| format!("loss {before:.2} → {after:.2}")));
-    figures.extend(held_out.map(|(before, after)| format!("held-out {before:.2} → {after:.2}")));
-    figures.push(render::duration(*seconds));
-    say(&format!("   {}\n   Adapter saved to: {}\n", figures.join(", "), Paths::display(path)));
-    for warning in report.iter().flat_map(|report| &report.warnings) {
-        say(&format!("warning: {}\n", text::sanitize(warning)));
+    // Where the gate measured it too, its figure counts: against what answers until now.
+    let held_out = held_out.filter(|_| report.as_ref().is_none_or(|report| report.measured.held_out.is_none()));
+    let held_out = held_out.map(|(before, after)| format!(", held-out {before:.2} → {after:.2}")).unwrap_or_default();
+    let rows = format!("{}{}{held_out}", render::count(kept.examples, "row"), render_training::losses(*loss));
+    say(&render_training::saved(&rows, *seconds, path));
+    if let Some(report) = report {
+        for warning in &report.warnings {
+            say(&format!("warning: {}\n", text::sanitize(warning)));
+        }
+        match live {
+            Some(name) => say(&render_training::live(name, Some(&report.measured))),
+            None if report.passed() => say(&render_training::passed(&report.measured)),
+            None => {}
+        }
+        say(&render_training::unmeasured(&report.unmeasured));
     }
-    if *live {
-        say("   It is live from the next answer on.\n");
-    }
-    match (trained.ending, refused) {
+    match (ending, refused) {
         (Ending::Interrupted, _) => Err(Error::interrupted()),
         (_, Some(report)) => Err(super::refused(&report.reasons)),
         _ => Ok(()),

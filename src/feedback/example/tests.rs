@@ -8,7 +8,7 @@ use crate::feedback::kind::{FeedbackConfig, Kind, Stars};
 
 const BASE: &str = "base-1";
 
-pub(in crate::feedback) fn interaction(id: i64, prompt: &str, response: &str) -> Interaction {
+pub(crate) fn interaction(id: i64, prompt: &str, response: &str) -> Interaction {
     Interaction {
         id,
         time: DateTime::UNIX_EPOCH,
