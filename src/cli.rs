@@ -99,6 +99,9 @@ impl ChatArgs {
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
     /// Train on the collected feedback, or on a data set; the gate decides whether the adapter goes live
+    ///
+    /// Before it trains on feedback, notes that wait for a better answer get one where feedback.revise is "always"; where it
+    /// is not, finch says how many wait.
     Train(Box<TrainArgs>),
     /// List, load, take back and delete adapters
     #[command(subcommand)]

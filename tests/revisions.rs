@@ -3,6 +3,8 @@
 
 #[path = "common/pty.rs"]
 mod pty;
+#[path = "common/run.rs"]
+mod run;
 #[path = "common/scripted.rs"]
 mod scripted;
 
@@ -172,4 +174,46 @@ fn a_second_answer_that_is_the_same_is_told() {
     let again = t.ask("/retry");
     assert!(again.starts_with(ANSWER) && again.contains("(The same answer again"), "{again}");
     chat.leave();
+}
+
+/// What `finch train` says with this setting of `feedback.revise`.
+fn train(home: &Path, revise: &str) -> run::Ran {
+    let model = home.join("model");
+    let mut command = run::command(home, &["train", "--epochs", "1", "--model", model.to_str().unwrap()]);
+    let output = command.env("FINCH_FEEDBACK_REVISE", revise).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    run::Ran { code: output.status.code(), out: text(output.stdout), error: text(output.stderr) }
+}
+
+#[test]
+fn a_training_without_a_chat_makes_better_answers_only_where_nobody_is_to_be_asked() {
+    let home = tempfile::tempdir().unwrap();
+    scripted::write(&home.path().join("model"), &[b"So ", b"it ", b"was"], Then::End);
+    let row = |question: &str, note: &str| {
+        let messages = serde_json::json!([
+            {"role": "user", "content": question}, {"role": "assistant", "content": "I cannot tell."}
+        ]);
+        serde_json::json!({"messages": messages, "kind": "critical", "note": note}).to_string() + "\n"
+    };
+    let rows = row("how?", "Say how it was.") + &row("why?", "Never say was");
+    assert_eq!(run::piped(home.path(), &["feedback", "import", "-"], &rows).code, Some(0));
+
+    let asked = train(home.path(), "ask").error;
+    assert!(asked.contains("2 bad answers wait for a better one. 2 of them have a note:"), "{asked}");
+    assert!(asked.contains("There is nothing to train on yet") && !asked.contains("💡"), "{asked}");
+
+    let made = train(home.path(), "always").error;
+    let order = [
+        "2 answers with a note wait for a better one: making them…",
+        "   > how?\n   I cannot tell.\n💡 Better answer recorded (weight: 10x), from your note “Say how it was.”:",
+        "   So it was\n   `finch feedback undo` takes it back",
+        "💡 No better answer came out for “why?” (3 against \"no was\")",
+        "1 bad answer waits for a better one. It has a note:",
+        "Training on 1 example\n",
+    ];
+    let at: Vec<Option<usize>> = order.iter().map(|words| made.find(words)).collect();
+    assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?} in {made}");
+    let store = Store::open(&Paths::at(home.path()).db()).unwrap();
+    let given: Vec<String> = store.all_feedback().unwrap().into_iter().filter_map(|(f, _)| f.corrected).collect();
+    assert_eq!(given, ["So it was"]);
 }

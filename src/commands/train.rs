@@ -3,6 +3,7 @@
 mod buffer;
 mod data;
 mod keep;
+mod revisions;
 mod screen;
 
 use std::sync::Arc;
@@ -13,16 +14,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::ground::Ground;
 use super::say;
 use crate::cli::TrainArgs;
+use crate::engine::CancelFlag;
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::courtesy::Courtesy;
 use crate::repl::interrupts::ctrl_c;
 
 pub fn run(ground: &Ground, args: &TrainArgs) -> Result<()> {
-    let courtesy = Arc::new(Courtesy::default());
-    let _interrupts = cancel_on_interrupt(Arc::clone(&courtesy))?;
+    let (courtesy, cancel) = (Arc::new(Courtesy::default()), CancelFlag::new());
+    let _interrupts = cancel_on_interrupt(Arc::clone(&courtesy), cancel.clone())?;
     match &args.data {
         Some(file) => data::run(ground, args, file, courtesy),
-        None => buffer::run(ground, args, courtesy),
+        None => buffer::run(ground, args, courtesy, &cancel),
     }
 }
 
@@ -32,9 +34,9 @@ fn refused(reasons: &[String]) -> Error {
         .hint("it is kept, and answers stay as they were")
 }
 
-/// Ctrl-C, and the system's request to end, cancel the training, which then saves its best state; a second one ends the
-/// process at once. The runtime that listens lives as long as the returned value.
-fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtime> {
+/// Ctrl-C, and the system's request to end, cancel what is being written and the training, which then saves its best state;
+/// a second one ends the process at once. The runtime that listens lives as long as the returned value.
+fn cancel_on_interrupt(courtesy: Arc<Courtesy>, writing: CancelFlag) -> Result<tokio::runtime::Runtime> {
     let built = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = built.context("cannot listen for Ctrl-C")?;
     let inside = runtime.enter();
@@ -54,6 +56,7 @@ fn cancel_on_interrupt(courtesy: Arc<Courtesy>) -> Result<tokio::runtime::Runtim
     runtime.spawn(async move {
         interruption().await;
         say("\nStopping… (Ctrl-C again leaves at once)\n");
+        writing.cancel();
         courtesy.cancel();
         interruption().await;
         // As after a kill: an adapter is complete or absent, and the run's examples stay new.

@@ -52,7 +52,7 @@ pub struct Recorded {
 pub fn recorded(r: &Recorded) -> String {
     let mut out = String::new();
     if let Some(about) = &r.earlier {
-        out += &format!("About the last answer of an earlier session:\n{}", quoted(about));
+        out += &format!("About the last answer of an earlier session:\n{}", self::about(about));
     }
     let what = match r.kind {
         Kind::Correction if r.source == Some(Source::Revision) => "Better answer recorded".to_string(),
@@ -299,7 +299,8 @@ fn quote_in(words: &str, columns: usize) -> String {
     format!("“{}”", text::one_line(words, columns))
 }
 
-fn quoted(about: &About) -> String {
+/// A question and its answer, each on a line of its own.
+pub fn about(about: &About) -> String {
     format!("   > {}\n   {}\n", text::one_line(&about.prompt, QUOTE), text::one_line(&about.response, QUOTE))
 }
 

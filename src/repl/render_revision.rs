@@ -1,6 +1,8 @@
 //! What the chat says about better answers: revisions, second answers, edited ones (see [`super::render`]).
 
 use super::render::{About, factor, label, quote};
+use super::render_stats::question;
+use crate::feedback::Interaction;
 use crate::feedback::kind::Kind;
 use crate::feedback::revision::{Fault, faults_in_words};
 use crate::session::Stage;
@@ -24,23 +26,59 @@ pub fn offer(note: &str, answer: &str) -> String {
     )
 }
 
-/// Recorded without a question, as the configuration wants it.
-pub fn accepted_by_itself(note: &str, answer: &str, weight: f64) -> String {
+/// Recorded without a question, as the configuration wants it. `undo`: the command that takes it back.
+pub fn accepted_by_itself(note: &str, answer: &str, weight: f64, undo: &str) -> String {
     let weight = factor(weight);
     format!("💡 Better answer recorded (weight: {weight}x), from your note {}:\n{}", quote(note), indented(answer))
-        + "   /undo takes it back\n"
+        + &format!("   {undo} takes it back\n")
 }
 
-/// No candidate passed. `lesson`: the note is a rule in the prompt. `again`: the user asked for another try.
-pub fn none_passed(faults: &[Fault], lesson: bool, again: bool) -> String {
+/// No candidate passed. `lesson`: the note is a rule in the prompt. `earlier`: the answer, where it need not be the last
+/// one, the only one that /correct and /fix are about.
+pub fn none_passed(faults: &[Fault], lesson: bool, earlier: Option<&Interaction>) -> String {
     let why = text::one_line(&faults_in_words(faults), 200);
     let stays = if lesson { "stays a rule in the prompt" } else { "stays" };
-    let then = if again {
-        "/correct TEXT or /fix gives one."
-    } else {
-        "/correct TEXT or /fix gives one, /buffer review tries again."
+    let (about, then) = match earlier {
+        None => (String::new(), "/correct TEXT or /fix gives one, /buffer review tries again".to_string()),
+        Some(answer) => (
+            format!(" for {}", quote(question(&answer.messages))),
+            format!("`finch feedback correct --id {} \"TEXT\"` gives one", answer.id),
+        ),
     };
-    format!("💡 No better answer came out ({why}). Your note {stays}, and the answer keeps waiting: {then}\n")
+    format!("💡 No better answer came out{about} ({why}). Your note {stays}, and the answer keeps waiting: {then}.\n")
+}
+
+/// Better answers are about to be made, one for each of so many.
+pub fn making(n: usize) -> String {
+    match n {
+        1 => "1 answer with a note waits for a better one: making it…\n".to_string(),
+        n => format!("{n} answers with a note wait for a better one: making them…\n"),
+    }
+}
+
+/// Before a training that no chat stands around: bad answers without a better one, and how many of them have a note.
+/// `always`: better answers are made without a question. `None`: none waits.
+pub fn waiting(bad: usize, noted: usize, always: bool) -> Option<String> {
+    let (wait, with) = match (bad, noted) {
+        (0, _) => return None,
+        (1, 0) => ("1 bad answer waits".to_string(), String::new()),
+        (1, _) => ("1 bad answer waits".to_string(), " It has a note:".to_string()),
+        (n, 0) => (format!("{n} bad answers wait"), String::new()),
+        (n, 1) => (format!("{n} bad answers wait"), " 1 of them has a note:".to_string()),
+        (n, noted) => (format!("{n} bad answers wait"), format!(" {noted} of them have a note:")),
+    };
+    let review = match (noted, always) {
+        (0, _) => "",
+        (_, true) => " /buffer review in the chat tries again.",
+        (_, false) => {
+            " /buffer review in the chat offers one made from it, and feedback.revise = \"always\" has it made and \
+             recorded here."
+        }
+    };
+    Some(format!(
+        "{wait} for a better one.{with}{review} `finch feedback correct --id N \"TEXT\"` gives your own; \
+         `finch feedback list` has the numbers.\n"
+    ))
 }
 
 /// In front of an offer in a review: which answer it is about.
@@ -91,6 +129,7 @@ fn indented(answer: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::feedback::example::tests::interaction;
     use crate::feedback::rule::Rule;
 
     #[test]
@@ -100,18 +139,36 @@ mod tests {
             "💡 Better answer? From your note “No unwrap”:\n   Use ?:\n   \n       x?;\n   \
              accept, edit or reject (a, e, r); anything else leaves it for /buffer review\n"
         );
-        assert!(accepted_by_itself("n", "So.", 10.0).starts_with("💡 Better answer recorded (weight: 10x)"));
+        let recorded = accepted_by_itself("n", "So.", 10.0, "`finch feedback undo`");
+        assert!(recorded.starts_with("💡 Better answer recorded (weight: 10x)"), "{recorded}");
+        assert!(recorded.ends_with("\n   `finch feedback undo` takes it back\n"), "{recorded}");
     }
 
     #[test]
     fn failures_say_why_and_what_to_do() {
         let faults = [Fault::CutOff, Fault::Breaks(Rule::Absent(".unwrap()".into())), Fault::CutOff];
         assert_eq!(
-            none_passed(&faults, true, false),
+            none_passed(&faults, true, None),
             "💡 No better answer came out (2 cut off, 1 against \"no .unwrap()\"). Your note stays a rule in the prompt, and \
              the answer keeps waiting: /correct TEXT or /fix gives one, /buffer review tries again.\n"
         );
-        assert!(!none_passed(&faults, false, true).contains("review"));
+        let earlier = Interaction { id: 12, ..interaction(12, "how?", "so") };
+        assert_eq!(
+            none_passed(&faults[..1], false, Some(&earlier)),
+            "💡 No better answer came out for “how?” (1 cut off). Your note stays, and the answer keeps waiting: \
+             `finch feedback correct --id 12 \"TEXT\"` gives one.\n"
+        );
+        let waits = |bad, noted, always| waiting(bad, noted, always).unwrap_or_default();
+        assert_eq!(waits(0, 0, false), "");
+        let shown = waits(1, 1, false);
+        assert!(shown.starts_with("1 bad answer waits for a better one. It has a note: /buffer review"), "{shown}");
+        assert!(shown.contains("feedback.revise = \"always\" has it made"), "{shown}");
+        let shown = waits(3, 2, true);
+        assert!(shown.starts_with("3 bad answers wait for a better one. 2 of them have a note: /buffer"), "{shown}");
+        assert!(!shown.contains("always"), "it is switched on: {shown}");
+        assert!(waits(2, 1, false).contains(" 1 of them has a note: "));
+        let shown = waits(2, 0, false);
+        assert!(shown.contains("feedback correct --id N") && !shown.contains("/buffer review"), "{shown}");
         assert!(failed("it broke", Some("mend it")).contains("it broke (mend it)"));
         assert!(same_again(true).contains("likeliest") && !same_again(false).contains("likeliest"));
     }

@@ -13,8 +13,8 @@ use super::render_revision as render;
 use super::views;
 use crate::engine::CancelFlag;
 use crate::error::{Error, Result};
-use crate::feedback::revision::{Case, Proposal};
-use crate::session::{Revised, Reviser};
+use crate::feedback::revision::{Case, Fault, Proposal};
+use crate::session::{Revised, Reviser, Stage, Taken};
 
 /// How often a wait for the end of all work looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(30);
@@ -204,7 +204,7 @@ impl Shared {
     fn carry_out(&self, job: Job, cancel: &CancelFlag) -> Result<()> {
         match job {
             Job::Make(case, Manner::Offer) => self.offer(case, cancel, false),
-            Job::Make(case, Manner::Accept) => self.accept(case, cancel),
+            Job::Make(case, Manner::Accept) => self.accept(&case, cancel, false),
             Job::Review(case) => {
                 self.printer.say(render::reviewed(&views::about(&case.interaction)));
                 match Proposal::of(&case.rating).filter(|proposal| !proposal.rejected) {
@@ -217,10 +217,9 @@ impl Shared {
             }
             Job::CatchUp => {
                 let tried = self.lock().tried.clone();
-                for case in self.reviser.pending(cancel)? {
-                    let rejected = Proposal::of(&case.rating).is_some_and(|proposal| proposal.rejected);
-                    if !rejected && !tried.contains(&case.rating.id) {
-                        self.accept(case, cancel)?;
+                for case in self.reviser.undecided(cancel)? {
+                    if !tried.contains(&case.rating.id) {
+                        self.accept(&case, cancel, true)?;
                     }
                 }
                 Ok(())
@@ -228,37 +227,40 @@ impl Shared {
         }
     }
 
-    fn offer(&self, case: Case, cancel: &CancelFlag, again: bool) -> Result<()> {
-        match self.make(&case, cancel)? {
+    /// `earlier`: it need not be about the last answer.
+    fn offer(&self, case: Case, cancel: &CancelFlag, earlier: bool) -> Result<()> {
+        match self.reviser.make(&case, cancel, &mut |stage| self.show(stage))? {
             Revised::Proposed(proposal) => self.open(Offer { case, proposal }),
-            Revised::NonePassed(faults) => {
-                self.printer.say(render::none_passed(&faults, self.reviser.notes_are_lessons(), again))
-            }
+            Revised::NonePassed(faults) => self.none_passed(&case, &faults, earlier),
             Revised::Settled => {}
         }
         Ok(())
     }
 
-    fn accept(&self, case: Case, cancel: &CancelFlag) -> Result<()> {
-        match self.make(&case, cancel)? {
-            Revised::Proposed(proposal) => {
-                let given = self.reviser.accept(&case, &proposal, None)?;
-                self.printer.say(render::accepted_by_itself(case.note(), &proposal.text, given.feedback.weight));
+    fn accept(&self, case: &Case, cancel: &CancelFlag, earlier: bool) -> Result<()> {
+        match self.reviser.take(case, cancel, &mut |stage| self.show(stage))? {
+            Taken::Recorded { text, weight } => {
+                self.printer.say(render::accepted_by_itself(case.note(), &text, weight, "/undo"));
                 if let Some(hear) = &*self.accepted.lock().unwrap_or_else(PoisonError::into_inner) {
                     hear();
                 }
             }
-            Revised::NonePassed(faults) => {
+            Taken::NonePassed(faults) => {
                 self.lock().tried.insert(case.rating.id);
-                self.printer.say(render::none_passed(&faults, self.reviser.notes_are_lessons(), false));
+                self.none_passed(case, &faults, earlier);
             }
-            Revised::Settled => {}
+            Taken::Settled => {}
         }
         Ok(())
     }
 
-    fn make(&self, case: &Case, cancel: &CancelFlag) -> Result<Revised> {
-        self.reviser.make(case, cancel, &mut |stage| self.printer.progress(Some(render::progress(stage))))
+    fn show(&self, stage: Stage) {
+        self.printer.progress(Some(render::progress(stage)));
+    }
+
+    fn none_passed(&self, case: &Case, faults: &[Fault], earlier: bool) {
+        let earlier = earlier.then_some(&case.interaction);
+        self.printer.say(render::none_passed(faults, self.reviser.notes_are_lessons(), earlier));
     }
 
     /// Open before it is shown: whoever answers what stands there is understood.

@@ -133,6 +133,12 @@ impl ModelHost {
         ModelHost { name: name.to_owned(), shared }
     }
 
+    /// A model that is there already.
+    pub fn of(loaded: Loaded) -> ModelHost {
+        let (name, state) = (loaded.model.name.clone(), ModelState::Ready(Arc::new(loaded)));
+        ModelHost { name, shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) }
+    }
+
     /// The name that was asked for; [`Model::name`] is what came of it.
     pub fn name(&self) -> &str {
         &self.name

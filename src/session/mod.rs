@@ -27,7 +27,7 @@ pub use again::Again;
 pub use host::{Fallback, Fault, Loaded, ModelHost, ModelState};
 pub use lessons::{LessonList, LessonRow, Place};
 pub use rate::{Acknowledgement, BufferCounts, Undone, record_feedback};
-pub use revise::{Revised, Reviser, Stage};
+pub use revise::{Revised, Reviser, Stage, Taken};
 pub use sampling::choose as choose_sampling;
 
 use crate::config::Config;
@@ -184,7 +184,7 @@ impl Session {
             paths: self.paths.clone(),
             config: self.config.clone(),
             host: Arc::clone(&self.host),
-            session: self.id.clone(),
+            session: Some(self.id.clone()),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::feedback::revision::{self, CANDIDATES, Case, Fault, Proposal};
 use crate::feedback::{Finish, NewFeedback, Source};
 use crate::model::courtesy::Courtesy;
+use crate::model::load::Model;
 use crate::model::message::Message;
 use crate::model::sampling::Sampling;
 use crate::paths::Paths;
@@ -47,6 +48,19 @@ pub enum Revised {
     Settled,
 }
 
+/// What came of a better answer that is recorded without a question.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Taken {
+    /// It is on disk, as a correction of this weight.
+    Recorded {
+        text: String,
+        weight: f64,
+    },
+    /// As [`Revised::NonePassed`].
+    NonePassed(Vec<Fault>),
+    Settled,
+}
+
 /// Makes revisions and takes the user's word on them; cheap to clone, and for any thread.
 #[derive(Clone)]
 pub struct Reviser {
@@ -55,10 +69,17 @@ pub struct Reviser {
     pub(super) config: Config,
     pub(super) host: Arc<ModelHost>,
     /// What is accepted is feedback of this session, so that undoing finds it.
-    pub(super) session: String,
+    pub(super) session: Option<String>,
 }
 
 impl Reviser {
+    /// For `model` and without a conversation: what is accepted belongs to no session. Errors when the system refuses a
+    /// thread.
+    pub fn alone(store: Arc<Store>, paths: Paths, config: Config, model: Model) -> Result<Reviser> {
+        let host = Arc::new(ModelHost::of(Loaded::new(model)?));
+        Ok(Reviser { store, paths, config, host, session: None })
+    }
+
     /// Notes are rules in the prompt of the turns to come.
     pub fn notes_are_lessons(&self) -> bool {
         self.config.feedback.lesson_tokens > 0
@@ -68,6 +89,24 @@ impl Reviser {
     pub fn pending(&self, cancel: &CancelFlag) -> Result<Vec<Case>> {
         let loaded = self.host.wait(cancel)?;
         Ok(revision::pending(&self.store.judged()?, &loaded.model.base))
+    }
+
+    /// [`Reviser::pending`] without those whose better answer the user rejected: for these none is made without a word.
+    pub fn undecided(&self, cancel: &CancelFlag) -> Result<Vec<Case>> {
+        let rejected = |case: &Case| Proposal::of(&case.rating).is_some_and(|proposal| proposal.rejected);
+        Ok(self.pending(cancel)?.into_iter().filter(|case| !rejected(case)).collect())
+    }
+
+    /// [`Reviser::make`], and [`Reviser::accept`] of what came of it: for who wants to be asked nothing.
+    pub fn take(&self, case: &Case, cancel: &CancelFlag, tell: &mut dyn FnMut(Stage)) -> Result<Taken> {
+        Ok(match self.make(case, cancel, tell)? {
+            Revised::Proposed(proposal) => {
+                let given = self.accept(case, &proposal, None)?;
+                Taken::Recorded { text: proposal.text, weight: given.feedback.weight }
+            }
+            Revised::NonePassed(faults) => Taken::NonePassed(faults),
+            Revised::Settled => Taken::Settled,
+        })
     }
 
     /// Writes candidates and proposes the best; waits for the model, and lets every turn of the chat go first.
@@ -115,9 +154,11 @@ impl Reviser {
         let rules = self.config.feedback.rules();
         let written_by = if edited.is_some() { None } else { Some(proposal.base.as_str()) };
         let text = edited.unwrap_or(&proposal.text);
-        let new = NewFeedback { weight: case.rating.weight, ..NewFeedback::correction(text, &rules) }
-            .from_source(Source::Revision, written_by)
-            .in_session(&self.session);
+        let new = NewFeedback {
+            weight: case.rating.weight,
+            session: self.session.clone(),
+            ..NewFeedback::correction(text, &rules).from_source(Source::Revision, written_by)
+        };
         record_feedback(&self.store, &rules, Some(&proposal.base), case.interaction.clone(), new)
     }
 

@@ -2,25 +2,37 @@
 
 use std::sync::Arc;
 
+use super::revisions;
 use super::screen::{JUDGING, Spinner};
 use crate::cli::TrainArgs;
 use crate::commands::ground::Ground;
 use crate::commands::say;
+use crate::engine::CancelFlag;
 use crate::error::{Error, Result};
-use crate::learn::round::{Ended, Event, Receipt, Round, default_threads};
+use crate::learn::round::{self, Ended, Event, Receipt, Round, default_threads};
 use crate::model::courtesy::Courtesy;
 use crate::model::digest::DigestCache;
 use crate::model::load::Model;
 use crate::repl::{render, render_training};
 use crate::text;
 
-pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>) -> Result<()> {
+/// `cancel` is set when `courtesy` is cancelled: it stops what the model writes before the training.
+pub fn run(ground: &Ground, args: &TrainArgs, courtesy: Arc<Courtesy>, cancel: &CancelFlag) -> Result<()> {
     let mut config = ground.config.clone();
     if args.all {
         config.feedback.buffer_capacity = usize::MAX;
     }
-    let store = ground.store()?;
+    let store = Arc::new(ground.store()?);
     let model = Model::load(&ground.source()?, &DigestCache::of(&ground.paths))?;
+    // Said before better answers are made: that may take minutes.
+    if let Some(holder) = round::trainer(&ground.paths)? {
+        return Err(holder.into());
+    }
+    revisions::settle(ground, &store, &model, cancel).inspect_err(|error| {
+        if error.is_interrupted() {
+            say(render_training::STOPPED_BEFORE);
+        }
+    })?;
     let round = Round {
         store: &store,
         paths: &ground.paths,

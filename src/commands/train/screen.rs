@@ -96,6 +96,13 @@ impl Spinner {
         }
     }
 
+    /// What goes on for a moment: a log is spared it.
+    pub fn glimpse(&self, what: String) {
+        if let Spinner::Terminal(bar) = self {
+            bar.set_message(what);
+        }
+    }
+
     pub fn progress(&mut self, progress: &Progress) {
         let line = render_training::progress(progress);
         match self {

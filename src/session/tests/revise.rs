@@ -105,6 +105,27 @@ fn a_rejected_answer_waits_on_and_a_rating_taken_back_is_settled() {
 }
 
 #[test]
+fn without_a_word_all_is_taken_but_what_was_rejected() {
+    let house = reviser(REWRITTEN, RULED);
+    let (_, case) = noted(&house);
+    let (session, rejected) = noted(&house);
+    let proposal = Proposal { text: "No.".into(), base: BASE.into(), gain: 0.1, rejected: false };
+    session.reviser().reject(&rejected, &proposal).unwrap();
+    let (store, config) = (Arc::clone(&house.store), house.config.clone());
+    let alone = Reviser::alone(store, house.paths(), config, model(house.network.clone())).unwrap();
+    let cancel = CancelFlag::new();
+    let undecided: Vec<i64> = alone.undecided(&cancel).unwrap().iter().map(|case| case.rating.id).collect();
+    assert_eq!(undecided, [case.rating.id]);
+    let taken = alone.take(&case, &cancel, &mut |_| ()).unwrap();
+    assert_eq!(taken, Taken::Recorded { text: RULED.into(), weight: 10.0 });
+    assert!(alone.undecided(&cancel).unwrap().is_empty());
+    assert_eq!(alone.take(&case, &cancel, &mut |_| ()).unwrap(), Taken::Settled);
+    let given = house.store.feedback_on(case.interaction.id).unwrap().pop().unwrap();
+    let said = (given.corrected.as_deref(), given.written_by(), given.session.as_deref());
+    assert_eq!(said, (Some(RULED), Some(BASE), None));
+}
+
+#[test]
 fn making_stops_when_told() {
     let house = reviser(REWRITTEN, RULED);
     let (session, case) = noted(&house);
