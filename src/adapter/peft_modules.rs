@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 
 /// Longest pattern, in bytes.
 const MAX_PATTERN: usize = 4096;
+/// Counted repetitions of a pattern, multiplied with each other: those who compile it multiply them unchecked.
+const MAX_REPETITIONS: usize = 1_000_000;
 /// The regular parts of a compiled pattern, in bytes.
 const MAX_PROGRAM: usize = 1 << 18;
 /// Names in a list: PEFT writes one a module at most.
@@ -39,6 +41,9 @@ impl Pattern {
         if text.len() > MAX_PATTERN {
             return Err(refuse(format!("{} characters are too many", text.len())));
         }
+        if repetitions(text) > MAX_REPETITIONS {
+            return Err(refuse("it repeats something too often".to_string()));
+        }
         let compile = |text: &str| {
             RegexBuilder::new(text).delegate_size_limit(MAX_PROGRAM).backtrack_limit(MAX_STEPS).build().map_err(|e| {
                 let why = e.to_string();
@@ -57,6 +62,13 @@ impl Pattern {
         Error::failure(format!("{}: the pattern {} cannot be matched: {error}", self.key, quoted(&self.text)))
             .hint("write a simpler pattern, or name the modules in a list")
     }
+}
+
+/// The product of the numbers in braces; more than a nesting of them can ask for.
+fn repetitions(pattern: &str) -> usize {
+    let braces = pattern.split('{').skip(1).filter_map(|rest| rest.split('}').next());
+    let numbers = braces.flat_map(|inside| inside.split(|c: char| !c.is_ascii_digit())).filter(|run| !run.is_empty());
+    numbers.fold(1, |product: usize, run| product.saturating_mul(run.parse().unwrap_or(usize::MAX).max(1)))
 }
 
 /// PEFT's ways of naming modules.

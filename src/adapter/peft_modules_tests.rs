@@ -35,6 +35,9 @@ fn every_spelling_of_targets_is_understood() {
     });
     assert_eq!(read(dir.path(), &model()).unwrap().settings.targets, [Target::Q, Target::V]);
 
+    let dir = with("target_modules", json!(r"model\.layers\.[0-9]{1,2}\.self_attn\.[qv]_proj"));
+    assert_eq!(read(dir.path(), &model()).unwrap().settings.targets, [Target::Q, Target::V]);
+
     for (targets, why) in [
         (json!("q_proj"), "match no linear layer"),
         (json!([]), "match no linear layer"),
@@ -47,6 +50,8 @@ fn every_spelling_of_targets_is_understood() {
         (json!("(q_proj"), "is not understood"),
         (json!("q".repeat(5000)), "is not understood"),
         (json!(r"(\w{1000}){1000}"), "is not understood"),
+        (json!(r"(?:a#{8454730784725299655}){1000}"), "repeats something too often"),
+        (json!(r"((\w{ 9 , 99999 }){1}){99}"), "repeats something too often"),
         (json!([1]), "should be a list of module names"),
         (json!({"q": 1}), "should be a list of module names or a pattern"),
     ] {

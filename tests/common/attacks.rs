@@ -579,6 +579,11 @@ fn adapter() -> Vec<Attack> {
             ("dropout-2", with(json!({"lora_dropout": 2})), "lora_dropout should be"),
             ("targets-many", with(json!({"target_modules": names})), "target_modules names 5000 modules"),
             ("targets-pattern-large", with(json!({"target_modules": "(?:\\w{1000}){1000}"})), "is not understood"),
+            (
+                "targets-pattern-overflowing",
+                with(json!({"target_modules": "(?:\\-#{8454730784725299655}){1000}"})),
+                "it repeats something too often",
+            ),
             ("targets-pattern-looking-ahead", with(json!({"target_modules": "(?=(a+)+b).*"})), "match no linear layer"),
             (
                 "targets-pattern-of-all-ways",
