@@ -1,10 +1,11 @@
 //! Keys and values of one head, and what queries see of them.
 //!
 //! Keys lie as a packed matrix whose rows are positions; values by position, so that both grow at their end. Queries of all
-//! heads that share them go through together, eight at a time.
+//! heads that share them go through together.
 
 use half::f16;
 
+use super::interleaved::{by_parts, interleave};
 use super::kernels::dot::{Column, plain};
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Work};
 use super::math::softmax;
@@ -116,20 +117,6 @@ impl<C: Kept> Columns<C> {
     }
 }
 
-/// Calls `$tile` with `$n`, the greatest of the widths that still fits, until all `$all` are done.
-macro_rules! by_tiles {
-    ($all:expr, |$first:ident, $n:ident| $tile:expr, $($width:literal)+) => {{
-        let mut $first = 0;
-        $(
-            while $all - $first >= $width {
-                const $n: usize = $width;
-                $tile;
-                $first += $width;
-            }
-        )+
-    }};
-}
-
 /// scores[n][position] = query · key
 struct Score<'a, C> {
     columns: &'a Columns<C>,
@@ -145,19 +132,17 @@ impl<C: Kept> Work for Score<'_, C> {
     fn run<I: Isa>(self, isa: I) {
         let Score { columns, queries, scores, stride } = self;
         let dim = columns.dim;
+        let mut lined = vec![0.0; queries.len()];
+        interleave(queries, dim, dim, I::WIDEST, &mut lined);
         let keys = columns.keys.chunks_exact(dim).take(stride / LANES);
         for (group, keys) in keys.enumerate() {
-            by_tiles!(
-                queries.len() / dim,
-                |first, N| {
-                    let sums = plain::<I, C, N>(isa, keys, &queries[first * dim..], dim);
-                    for (n, sum) in sums.into_iter().enumerate() {
-                        let at = (first + n) * stride + group * LANES;
-                        scores[at..at + LANES].copy_from_slice(&isa.store(sum));
-                    }
-                },
-                8 4 2 1
-            );
+            by_parts!(I, queries.len() / dim, |first, N| {
+                let sums = plain::<I, C, N>(isa, keys, lined[first * dim..][..N * dim].as_chunks().0);
+                for (n, sum) in sums.into_iter().enumerate() {
+                    let at = (first + n) * stride + group * LANES;
+                    scores[at..at + LANES].copy_from_slice(&isa.store(sum));
+                }
+            });
         }
     }
 }
@@ -179,26 +164,24 @@ impl<C: Kept> Work for Mix<'_, C> {
         let Mix { columns, queries, scores, stride, most } = self;
         let (dim, groups) = (columns.dim, columns.dim.div_ceil(LANES));
         let values = &columns.values[..most * groups];
+        let mut lined = vec![0.0; queries.len() / dim * most];
+        interleave(scores, stride, most, I::WIDEST, &mut lined);
         for group in 0..groups {
-            by_tiles!(
-                queries.len() / dim,
-                |first, N| {
-                    let p: [&[f32]; N] = std::array::from_fn(|n| &scores[(first + n) * stride..][..most]);
-                    let mut sum = [isa.splat(0.0); N];
-                    for (position, value) in values[group..].iter().step_by(groups).enumerate() {
-                        let value = value.widen(isa);
-                        for n in 0..N {
-                            sum[n] = isa.fma(value, isa.splat(p[n][position]), sum[n]);
-                        }
+            let len = LANES.min(dim - group * LANES);
+            by_parts!(I, queries.len() / dim, |first, N| {
+                let p: &[[f32; N]] = lined[first * most..][..N * most].as_chunks().0;
+                let mut sum = [isa.splat(0.0); N];
+                for (value, p) in values[group..].iter().step_by(groups).zip(p) {
+                    let value = value.widen(isa);
+                    for n in 0..N {
+                        sum[n] = isa.fma(value, isa.splat(p[n]), sum[n]);
                     }
-                    let len = LANES.min(dim - group * LANES);
-                    for (n, sum) in sum.into_iter().enumerate() {
-                        let at = (first + n) * dim + group * LANES;
-                        queries[at..at + len].copy_from_slice(&isa.store(sum)[..len]);
-                    }
-                },
-                8 4 2 1
-            );
+                }
+                for (n, sum) in sum.into_iter().enumerate() {
+                    let at = (first + n) * dim + group * LANES;
+                    queries[at..at + len].copy_from_slice(&isa.store(sum)[..len]);
+                }
+            });
         }
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::Shared;
 use super::attention::HeadCache;
+use super::interleaved::{Interleaved, TILE};
 use super::math::{rms_norm, rotate};
-use super::matrix::{Input, Matrix, TILE};
+use super::matrix::Input;
 use super::pairs::Pairs;
 use super::plane::Plane;
 use super::products::{Layer, On};
@@ -35,9 +36,9 @@ pub(super) struct CpuDecoder {
 struct Room {
     /// The residual stream, `[tokens, hidden]`.
     stream: Plane,
-    /// What a region reads, `[tokens, in]`, and the same rounded.
+    /// What a region reads, `[tokens, in]`, and the same as its products take it.
     x: Plane,
-    rounded: Rounded,
+    taken: Taken,
     q: Plane,
     k: Plane,
     v: Plane,
@@ -45,6 +46,13 @@ struct Room {
     /// `[tokens, head_dim / 2]`
     cos: Plane,
     sin: Plane,
+}
+
+/// See [`Input`].
+#[derive(Default)]
+struct Taken {
+    numbers: Interleaved,
+    rounded: Rounded,
 }
 
 impl CpuDecoder {
@@ -72,19 +80,19 @@ impl CpuDecoder {
                 out.resize(tokens, layer.matrix.rows());
             }
             room.normalise(on, &block.input_norm, config.rms_norm_eps);
-            let x = input(on, &room.x, &mut room.rounded, &[q.matrix, k.matrix, v.matrix]);
+            let x = room.taken.of(on, &room.x, &[q, k, v]);
             on.linear([q, k, v], x, [&mut room.q, &mut room.k, &mut room.v], false);
             room.attend(on, block, caches, (past, config.head_dim), config.rms_norm_eps);
             let o = layer(Target::O);
-            let x = input(on, &room.x, &mut room.rounded, &[o.matrix]);
+            let x = room.taken.of(on, &room.x, &[o]);
             on.linear([o], x, [&mut room.stream], true);
 
             let [gate, up, down] = [Target::Gate, Target::Up, Target::Down].map(layer);
             room.normalise(on, &block.post_norm, config.rms_norm_eps);
             room.gated.resize(tokens, gate.matrix.rows());
-            let x = input(on, &room.x, &mut room.rounded, &[gate.matrix, up.matrix]);
+            let x = room.taken.of(on, &room.x, &[gate, up]);
             on.gated(gate, up, x, &mut room.gated);
-            let x = input(on, &room.gated, &mut room.rounded, &[down.matrix]);
+            let x = room.taken.of(on, &room.gated, &[down]);
             on.linear([down], x, [&mut room.stream], true);
         }
         room.normalise(on, &weights.norm, config.rms_norm_eps);
@@ -96,7 +104,7 @@ impl CpuDecoder {
         let (shared, head) = (&self.shared, self.shared.weights.head());
         let on = shared.on(self.exact);
         let mut logits = Plane::new(hidden.rows(), head.matrix.rows());
-        let x = input(on, hidden, &mut self.room.rounded, &[head.matrix]);
+        let x = self.room.taken.of(on, hidden, &[head]);
         on.linear([head], x, [&mut logits], false);
         logits
     }
@@ -108,13 +116,19 @@ fn caches(shared: &Shared, full: bool) -> Vec<Vec<HeadCache>> {
     (0..config.layers).map(|_| heads()).collect()
 }
 
-/// Rounds `x` where one of the matrices can make use of it.
-fn input<'a>(on: On<'_>, x: &'a Plane, rounded: &'a mut Rounded, matrices: &[&Matrix]) -> Input<'a> {
-    let wanted = !on.exact && matrices.iter().any(|matrix| matrix.is_coded());
-    if wanted {
-        rounded.fill(on.pool, on.level, x);
+impl Taken {
+    /// `x` in the forms that one of the layers can make use of.
+    fn of(&mut self, on: On<'_>, x: &Plane, layers: &[Layer<'_>]) -> Input<'_> {
+        let rounds = |layer: &Layer<'_>| !on.exact && layer.matrix.is_coded();
+        let rounded = layers.iter().any(rounds);
+        if rounded {
+            self.rounded.fill(on.pool, on.level, x);
+        }
+        if layers.iter().any(|layer| layer.pair.is_some() || !rounds(layer)) {
+            self.numbers.fill(on.pool, on.level, x);
+        }
+        Input { numbers: &self.numbers, rounded: rounded.then_some(&self.rounded) }
     }
-    Input { plane: x, rounded: wanted.then_some(rounded) }
 }
 
 impl Room {

@@ -5,15 +5,12 @@
 
 use half::{bf16, f16};
 
+use super::interleaved::{Interleaved, by_parts};
 use super::kernels::dot::{
     BLOCK, Brains, Centred, Coded, Codes, Eight, Five, Four, Shifted, Six, Super, SuperHalves, exact, plain, rounded,
 };
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
-use super::plane::Plane;
 use super::rounded::Rounded;
-
-/// Vectors that are multiplied with sixteen rows at once: as many as the registers hold.
-pub const TILE: usize = 8;
 
 /// `[rows, columns]`
 #[derive(Debug)]
@@ -42,7 +39,8 @@ pub(super) enum Body {
 /// What a matrix is multiplied with: some rows of activations.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
-    pub plane: &'a Plane,
+    /// Of no meaning where nothing computes with every bit.
+    pub numbers: &'a Interleaved,
     /// The same rows rounded, where matrices of codes may compute with that.
     pub rounded: Option<&'a Rounded>,
 }
@@ -73,7 +71,7 @@ impl Matrix {
         }
     }
 
-    /// Sixteen rows times vectors of `x`, at most [`TILE`], from the `first` on: `out[n]` gets the products with the n-th.
+    /// Sixteen rows times vectors of `x`, the tile from the `first` on: `out[n]` gets the products with the n-th of them.
     pub fn times(&self, level: Level, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
         level.run(Times { matrix: self, group, x, first, out });
     }
@@ -81,21 +79,20 @@ impl Matrix {
     /// Sixteen rows times the `N` vectors from `first` on.
     #[inline(always)]
     fn tile<I: Isa, const N: usize>(&self, isa: I, group: usize, x: Input<'_>, first: usize) -> [I::F; N] {
-        let stride = x.plane.stride();
-        let vectors = &x.plane.data()[first * stride..];
         let columns = group * self.columns..(group + 1) * self.columns;
+        let vectors = || x.numbers.part::<N>(first);
         macro_rules! coded {
             ($coded:expr, $codes:ty, $scales:ty) => {
                 match x.rounded {
                     Some(x) => rounded::<I, $codes, $scales, N>(isa, $coded, group, x, first),
-                    None => exact::<I, $codes, $scales, N>(isa, $coded, group, vectors, stride),
+                    None => exact::<I, $codes, $scales, N>(isa, $coded, group, vectors()),
                 }
             };
         }
         match &self.body {
-            Body::F32(all) => plain(isa, &all[columns], vectors, stride),
-            Body::F16(all) => plain(isa, &all[columns], vectors, stride),
-            Body::BF16(all) => plain(isa, &all[columns], vectors, stride),
+            Body::F32(all) => plain(isa, &all[columns], vectors()),
+            Body::F16(all) => plain(isa, &all[columns], vectors()),
+            Body::BF16(all) => plain(isa, &all[columns], vectors()),
             Body::Q8_0(coded) => coded!(coded, Eight, Centred<0>),
             Body::Q4_0(coded) => coded!(coded, Four, Centred<8>),
             Body::Q4_1(coded) => coded!(coded, Four, Shifted),
@@ -153,20 +150,11 @@ impl Work for Times<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Times { matrix, group, x, first: from, out } = self;
-        let mut first = 0;
-        macro_rules! tiles {
-            ($($n:literal)+) => {$(
-                while out.len() - first >= $n {
-                    let sums = matrix.tile::<I, $n>(isa, group, x, from + first);
-                    for (out, sum) in out[first..].iter_mut().zip(sums) {
-                        *out = isa.store(sum);
-                    }
-                    first += $n;
-                }
-            )+};
-        }
-        tiles!(8 4 1);
+        let Times { matrix, group, x, first: tile, out } = self;
+        by_parts!(I, out.len(), |first, N| {
+            let sums = matrix.tile::<I, N>(isa, group, x, tile + first);
+            out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
+        });
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
 //! - `matrix`, `pack`: a weight matrix, and how it is made of a file's bytes
-//! - `rounded`, `plane`: activations, as eight-bit numbers and as they are
+//! - `plane`, `interleaved`, `rounded`: activations, as rows, as products read them, and as eight-bit numbers
 //! - `pool`, `tiles`: the threads, and who of them writes where
 //! - `products`, `attention`, `math`: the regions of a layer
 //! - `weights`, `pairs`, `decode`: the network, an adapter, and a sequence through both
@@ -14,6 +14,7 @@
 
 mod attention;
 mod decode;
+mod interleaved;
 mod kernels;
 mod math;
 mod matrix;

@@ -1,6 +1,7 @@
 //! An adapter's pairs as the products take them.
 
 use super::Shared;
+use super::interleaved::Interleaved;
 use super::matrix::Input;
 use super::pack::halved;
 use super::plane::Plane;
@@ -40,7 +41,8 @@ fn gain(shared: &Shared, lora: &LoraWeights, m: &LoraModule, magnitudes: &[f32])
     lora.a(m).chunks_exact(m.in_features).enumerate().for_each(|(at, row)| a.row_mut(at).copy_from_slice(row));
     let mut crossed = Plane::new(rank, m.out_features);
     let layer = Layer { bias: None, ..shared.weights.blocks[m.layer].layer(m.target) };
-    shared.on(true).linear([layer], Input { plane: &a, rounded: None }, [&mut crossed], false);
+    let a_taken = Interleaved::new(&shared.pool, shared.level, &a);
+    shared.on(true).linear([layer], Input { numbers: &a_taken, rounded: None }, [&mut crossed], false);
     let dot = |i: usize, j: usize| a.row(i).iter().zip(a.row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     let gram: Vec<f64> = (0..rank * rank).map(|at| dot(at / rank, at % rank)).collect();
     let squares = shared.row_squares(m.layer, m.target);

@@ -1,8 +1,9 @@
 //! Regions of matrix products: groups of sixteen rows are the tasks, and what follows a product is done where it is made.
 
+use super::interleaved::{Interleaved, TILE};
 use super::kernels::{LANES, Level};
 use super::math::swiglu;
-use super::matrix::{Input, Matrix, TILE};
+use super::matrix::{Input, Matrix};
 use super::plane::Plane;
 use super::pool::Pool;
 
@@ -40,7 +41,7 @@ pub struct Pair {
 /// A layer with scale · A x of all rows, if it has a pair.
 struct Lowered<'a> {
     layer: Layer<'a>,
-    low: Plane,
+    low: Interleaved,
 }
 
 impl Lowered<'_> {
@@ -52,7 +53,7 @@ impl Lowered<'_> {
             for b in on.parts(&pair.b) {
                 let mut more = [[0.0; LANES]; TILE];
                 let more = &mut more[..out.len()];
-                b.times(on.level, group, Input { plane: &self.low, rounded: None }, first, more);
+                b.times(on.level, group, Input { numbers: &self.low, rounded: None }, first, more);
                 out.as_flattened_mut().iter_mut().zip(more.as_flattened()).for_each(|(out, more)| *out += more);
             }
             if let Some(gain) = pair.gain.as_ref().and_then(|gain| gain.get(group * LANES..)) {
@@ -74,8 +75,9 @@ impl On<'_> {
     /// outs[i] = layers[i](x), or += where `add`.
     pub fn linear<const N: usize>(self, layers: [Layer<'_>; N], x: Input<'_>, outs: [&mut Plane; N], add: bool) {
         let groups = layers.iter().map(|layer| layer.matrix.groups()).sum();
-        let layers = self.lower(layers, x);
-        self.pool.tiles(outs, (x.plane.rows(), LANES), self.each(groups), |place, tile| {
+        let rows = outs[0].rows();
+        let layers = self.lower(layers, x, rows);
+        self.pool.tiles(outs, (rows, LANES), self.each(groups), |place, tile| {
             for first in (0..tile.rows()).step_by(TILE) {
                 let mut out = [[0.0; LANES]; TILE];
                 let out = &mut out[..TILE.min(tile.rows() - first)];
@@ -94,8 +96,9 @@ impl On<'_> {
     /// out = silu(gate(x)) · up(x)
     pub fn gated(self, gate: Layer<'_>, up: Layer<'_>, x: Input<'_>, out: &mut Plane) {
         let groups = gate.matrix.groups();
-        let [gate, up] = self.lower([gate, up], x);
-        self.pool.tiles([out], (x.plane.rows(), LANES), self.each(groups), |place, tile| {
+        let all = out.rows();
+        let [gate, up] = self.lower([gate, up], x, all);
+        self.pool.tiles([out], (all, LANES), self.each(groups), |place, tile| {
             for first in (0..tile.rows()).step_by(TILE) {
                 let (mut gated, mut ups) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
                 let rows = TILE.min(tile.rows() - first);
@@ -116,12 +119,10 @@ impl On<'_> {
     }
 
     /// The first halves of the layers' pairs, in one region.
-    fn lower<'a, const N: usize>(self, layers: [Layer<'a>; N], x: Input<'_>) -> [Lowered<'a>; N] {
-        let mut lowered = layers.map(|layer| {
-            let (rows, rank) = layer.pair.map_or((0, 0), |pair| (x.plane.rows(), pair.a[0].rows()));
-            Lowered { layer, low: Plane::new(rows, rank) }
-        });
-        self.pool.tiles(lowered.each_mut().map(|lowered| &mut lowered.low), (TILE, LANES), 1, |place, tile| {
+    fn lower<'a, const N: usize>(self, layers: [Layer<'a>; N], x: Input<'_>, rows: usize) -> [Lowered<'a>; N] {
+        let mut lows =
+            layers.map(|layer| layer.pair.map_or(Plane::default(), |pair| Plane::new(rows, pair.a[0].rows())));
+        self.pool.tiles(lows.each_mut(), (TILE, LANES), 1, |place, tile| {
             let Some(pair) = layers[place.plane].pair else { return };
             for (part, a) in self.parts(&pair.a).iter().enumerate() {
                 let mut out = [[0.0; LANES]; TILE];
@@ -133,6 +134,7 @@ impl On<'_> {
                 }
             }
         });
-        lowered
+        let mut lows = lows.iter().map(|low| Interleaved::new(self.pool, self.level, low));
+        layers.map(|layer| Lowered { layer, low: lows.next().unwrap_or_default() })
     }
 }

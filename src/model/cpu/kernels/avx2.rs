@@ -21,6 +21,7 @@ impl Isa for Avx2 {
     type I = [__m256i; 2];
     type B = [__m256i; 2];
 
+    const WIDEST: usize = 6;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]

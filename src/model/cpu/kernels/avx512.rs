@@ -14,6 +14,7 @@ impl Isa for Avx512 {
     type I = __m512i;
     type B = __m512i;
 
+    const WIDEST: usize = 12;
     const OFFSET: f32 = 128.0;
 
     #[inline(always)]

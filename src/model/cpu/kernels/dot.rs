@@ -1,7 +1,7 @@
 //! Products of sixteen rows of a packed matrix with a few vectors at once, built from [`Isa`]'s operations.
 //!
-//! A vector is a row of activations: f32 ([`Plane`](super::super::plane::Plane)), or rounded to eight bits in blocks
-//! ([`Rounded`]). Every sum runs over the columns in their order, whoever computes it.
+//! A vector is a row of activations: f32, some of them side by side ([`Interleaved`](super::super::interleaved::Interleaved)),
+//! or rounded to eight bits in blocks ([`Rounded`]). Every sum runs over the columns in their order, whoever computes it.
 
 use super::{Floats, Halves, Isa, LANES, Line};
 use crate::model::cpu::rounded::{Rounded, Rounding};
@@ -41,15 +41,14 @@ impl Column for Brains {
     }
 }
 
-/// Sixteen rows times `N` vectors: `columns[k]` · x[n][k], added up. x: the vectors behind each other, `stride` apart.
+/// Sixteen rows times `N` vectors: `columns[k]` · x[k][n], added up.
 #[inline(always)]
-pub fn plain<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[f32], stride: usize) -> [I::F; N] {
-    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..columns.len()]);
+pub fn plain<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[[f32; N]]) -> [I::F; N] {
     let mut sum = [isa.splat(0.0); N];
-    for (k, column) in columns.iter().enumerate() {
+    for (column, x) in columns.iter().zip(x) {
         let w = column.widen(isa);
         for n in 0..N {
-            sum[n] = isa.fma(w, isa.splat(x[n][k]), sum[n]);
+            sum[n] = isa.fma(w, isa.splat(x[n]), sum[n]);
         }
     }
     sum
@@ -247,22 +246,19 @@ pub fn exact<I: Isa, C: Codes, S: Scales, const N: usize>(
     isa: I,
     coded: &Coded,
     group: usize,
-    x: &[f32],
-    stride: usize,
+    x: &[[f32; N]],
 ) -> [I::F; N] {
     let lines = &coded.lines[group * coded.blocks * C::LINES..][..coded.blocks * C::LINES];
-    let x: [&[f32]; N] = std::array::from_fn(|n| &x[n * stride..][..coded.blocks * BLOCK]);
     let mut sum = [isa.splat(0.0); N];
-    for (block, lines) in lines.chunks_exact(C::LINES).enumerate() {
+    for ((block, lines), x) in lines.chunks_exact(C::LINES).enumerate().zip(x.as_chunks::<BLOCK>().0) {
         let codes = C::unpack(isa, lines);
         let Scale { scale, shift } = S::at(isa, coded, group, block);
-        let x: [&[f32; BLOCK]; N] = std::array::from_fn(|n| &x[n].as_chunks().0[block]);
-        for (g, codes) in codes.into_iter().enumerate() {
-            for at in 0..4 {
+        for (g, (codes, x)) in codes.into_iter().zip(x.as_chunks::<4>().0).enumerate() {
+            for (at, x) in (0..).zip(x) {
                 let code = if C::BITS == 8 { isa.code::<true>(codes, at) } else { isa.code::<false>(codes, at) };
                 let w = isa.fma(code, scale[g / 4], shift[g / 4]);
                 for n in 0..N {
-                    sum[n] = isa.fma(w, isa.splat(x[n][4 * g + at as usize]), sum[n]);
+                    sum[n] = isa.fma(w, isa.splat(x[n]), sum[n]);
                 }
             }
         }

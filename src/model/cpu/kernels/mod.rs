@@ -80,6 +80,9 @@ pub trait Isa: Copy {
     type I: Copy;
     type B: Copy;
 
+    /// Vectors whose sums the registers hold at once, a value each: 12, 6 or 3.
+    const WIDEST: usize;
+
     /// What [`eight`](Self::eight) adds to signed codes.
     const OFFSET: f32;
 
@@ -149,6 +152,20 @@ impl Level {
         #[cfg(target_arch = "aarch64")]
         all.extend(neon::Neon::detect().map(Level::Neon));
         all
+    }
+
+    /// [`Isa::WIDEST`]
+    pub fn widest(self) -> usize {
+        struct Widest;
+        impl Work for Widest {
+            type Out = usize;
+
+            #[inline(always)]
+            fn run<I: Isa>(self, _: I) -> usize {
+                I::WIDEST
+            }
+        }
+        self.run(Widest)
     }
 
     pub fn run<W: Work>(self, work: W) -> W::Out {

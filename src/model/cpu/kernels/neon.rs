@@ -17,6 +17,7 @@ impl Isa for Neon {
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
 
+    const WIDEST: usize = 6;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]

@@ -15,6 +15,7 @@ impl Isa for Portable {
     type I = [i32; LANES];
     type B = [u8; 64];
 
+    const WIDEST: usize = 3;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]
