@@ -189,14 +189,16 @@ fn train(home: &Path, revise: &str) -> run::Ran {
 fn a_training_without_a_chat_makes_better_answers_only_where_nobody_is_to_be_asked() {
     let home = tempfile::tempdir().unwrap();
     scripted::write(&home.path().join("model"), &[b"So ", b"it ", b"was"], Then::End);
-    let row = |question: &str, note: &str| {
-        let messages = serde_json::json!([
-            {"role": "user", "content": question}, {"role": "assistant", "content": "I cannot tell."}
-        ]);
-        serde_json::json!({"messages": messages, "kind": "critical", "note": note}).to_string() + "\n"
-    };
-    let rows = row("how?", "Say how it was.") + &row("why?", "Never say was");
-    assert_eq!(run::piped(home.path(), &["feedback", "import", "-"], &rows).code, Some(0));
+    let model = home.path().join("model");
+    for (question, note) in [("how?", "Be kind."), ("why?", "Never say was")] {
+        assert_eq!(run::finch(home.path(), &["--model", model.to_str().unwrap(), question]).out.trim_end(), ANSWER);
+        assert!(run::said(home.path(), &["feedback", "critical", note]).contains("Feedback recorded"));
+    }
+    // What the chat offered, and nobody decided about.
+    let store = Store::open(&Paths::at(home.path()).db()).unwrap();
+    let (interaction, feedback) = store.judged().unwrap().remove(0);
+    let proposal = Proposal { text: "Kindly so.".into(), base: interaction.base.unwrap(), gain: 0.5, rejected: false };
+    assert!(store.keep_proposal(feedback[0].id, &proposal).unwrap());
 
     let asked = train(home.path(), "ask").error;
     assert!(asked.contains("2 bad answers wait for a better one. 2 of them have a note:"), "{asked}");
@@ -205,15 +207,14 @@ fn a_training_without_a_chat_makes_better_answers_only_where_nobody_is_to_be_ask
     let made = train(home.path(), "always").error;
     let order = [
         "2 answers with a note wait for a better one: making them…",
-        "   > how?\n   I cannot tell.\n💡 Better answer recorded (weight: 10x), from your note “Say how it was.”:",
-        "   So it was\n   `finch feedback undo` takes it back",
+        "   > how?\n   So it was\n💡 Better answer recorded (weight: 10x), from your note “Be kind.”:\n   Kindly so.\n",
+        "   `finch feedback undo` takes it back",
         "💡 No better answer came out for “why?” (3 against \"no was\")",
         "1 bad answer waits for a better one. It has a note:",
         "Training on 1 example\n",
     ];
     let at: Vec<Option<usize>> = order.iter().map(|words| made.find(words)).collect();
     assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?} in {made}");
-    let store = Store::open(&Paths::at(home.path()).db()).unwrap();
     let given: Vec<String> = store.all_feedback().unwrap().into_iter().filter_map(|(f, _)| f.corrected).collect();
-    assert_eq!(given, ["So it was"]);
+    assert_eq!(given, ["Kindly so."]);
 }

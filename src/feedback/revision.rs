@@ -25,6 +25,11 @@ const SHORT_ANSWER: usize = 80;
 /// Share of common words from which a candidate is the answer once more.
 const NEAR_COPY: f64 = 0.9;
 
+/// How much likelier an answer has to be behind its own question than behind others, in nat a token. Of 80 questions of
+/// `assets/finch-tiny/dev.tsv`, weighed by `finch score` on the built-in model, 65 % of the right answers reach it, 55 % of
+/// them in other words, and 5 % of the answers to another of these questions. What does not reach it only waits.
+const OWN_QUESTION: f64 = 0.25;
+
 /// With fewer telling words in question, answer and note, a candidate without any of them may be about the same.
 const TELLING: usize = 8;
 
@@ -121,7 +126,7 @@ pub enum Fault {
     Unclean,
     /// The note's own words.
     Echo,
-    /// It shares no telling word with the question, the answer or the note.
+    /// It shares no telling word with the question, the answer or the note, or the question makes it no likelier.
     OffTopic,
     TooShort,
     TooLong,
@@ -221,6 +226,13 @@ pub fn gain(with_note: &[f32], without: &[f32]) -> f64 {
     let pairs = with_note.iter().zip(without);
     let sum: f64 = pairs.map(|(with, without)| f64::from(*with) - f64::from(*without)).sum();
     sum / with_note.len().min(without.len()).max(1) as f64
+}
+
+/// Whether an answer belongs to its question: by the log-probabilities of its tokens behind that, and behind each of some
+/// others that ask something else.
+pub fn is_about(own: &[f32], others: &[Vec<f32>]) -> bool {
+    let gains: f64 = others.iter().map(|other| gain(own, other)).sum();
+    others.is_empty() || gains / others.len() as f64 >= OWN_QUESTION
 }
 
 /// The place of the greatest gain; of equals the first. `None` for none; what is no number is no gain.

@@ -149,3 +149,12 @@ fn a_proposal_is_read_back_from_its_rating() {
     rating.metadata[PROPOSAL] = json!({"text": 3});
     assert_eq!(Proposal::of(&rating), None);
 }
+
+#[test]
+fn an_answer_is_about_the_question_that_makes_it_likelier_than_others_do() {
+    let own = [-1.0, -2.0];
+    assert!(is_about(&own, &[vec![-1.0, -3.0], vec![-1.5, -2.0]]), "by 0.5 and 0.25 nat a token");
+    assert!(!is_about(&own, &[vec![-1.0, -3.0], vec![-0.5, -2.0]]), "by 0.5 and -0.25");
+    assert!(!is_about(&own, &[vec![f32::NAN, -3.0]]));
+    assert!(is_about(&own, &[]), "there is nothing to compare with");
+}

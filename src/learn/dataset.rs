@@ -13,7 +13,7 @@ use super::fit::{Fit, Progress, Stopping, Trained};
 use super::held_out::Unseen;
 use super::keep::Exam;
 use super::mix::{self, Beside};
-use super::recipe::{HELD_OUT_MIN, HELD_OUT_MOST, HELD_OUT_SHARE, REPLAY_ROWS, REPLAY_WEIGHT, Recipe};
+use super::recipe::{HELD_OUT_MIN, HELD_OUT_SHARE, LARGE_HELD_OUT, REPLAY_ROWS, REPLAY_WEIGHT, Recipe, SMALL_HELD_OUT};
 use crate::adapter::peft::{self, Adapter, LoraSettings};
 use crate::config::{Auto, LoraSection, TrainingSection, Variant};
 use crate::error::{Error, Result};
@@ -138,9 +138,10 @@ impl Training {
     /// very many the first by content, and the pairs that are trained on.
     pub fn exam<'a>(&self, set: &DataSet, model: &'a Model, watched: &'a [Answered]) -> Result<Exam<'a>> {
         let at = |places: &[usize]| -> Vec<&DataRow> { places.iter().map(|at| &set.rows[*at]).collect() };
+        let most = if model.network.config().is_small() { SMALL_HELD_OUT } else { LARGE_HELD_OUT };
         let mut held_out = at(&self.split.held_out);
         held_out.sort_by_key(|row| row.lesson.digest());
-        let held_out = held_out.iter().filter_map(|row| Unseen::of(&row.lesson)).take(HELD_OUT_MOST).collect();
+        let held_out = held_out.iter().filter_map(|row| Unseen::of(&row.lesson)).take(most).collect();
         let checks = compliance::checks_of_pairs(model, &at(&self.split.trained))?;
         Ok(Exam { model, held_out, checks, watched })
     }

@@ -72,10 +72,12 @@ pub const ORDERLY_MIN: f64 = 0.5;
 pub const SLIPS: usize = 10;
 /// Corrections that are asked again where the model answers slowly.
 pub const LARGE_CHECKS: usize = 8;
-/// Pairs of a data set that are asked again where it answers fast, and held-out rows of one that the gate looks at: as many
-/// as a full buffer has.
+/// Pairs of a data set that are asked again where it answers fast: as many as a full buffer has.
 pub const SMALL_CHECKS: usize = 100;
-pub const HELD_OUT_MOST: usize = 100;
+/// Held-out rows of a data set that the gate looks at: where the model is fast, and where it is slow, about as many as a full
+/// buffer has.
+pub const SMALL_HELD_OUT: usize = 100;
+pub const LARGE_HELD_OUT: usize = 20;
 
 /// Everything that one training of a buffer is done with; nothing is `auto` any more.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -188,7 +188,7 @@ impl Repl {
             Effect::RejectOffer => match self.revisions.offer() {
                 Some(offer) => {
                     self.session.reviser().reject(&offer.case, &offer.proposal)?;
-                    self.say(render_revision::REJECTED)?;
+                    self.say(&render_revision::rejected(offer.earlier.then_some(&offer.case.interaction)))?;
                     self.revisions.decided();
                     Ok(())
                 }

@@ -14,8 +14,6 @@ pub const UNCHANGED: &str = "The text is unchanged; nothing was recorded.\n";
 pub const EMPTIED: &str = "The text is empty; nothing was recorded.\n";
 pub const STOPPED: &str = "Stopped. The answer keeps waiting for a better one; /buffer review tries again.\n";
 pub const NOTHING_TO_REVIEW: &str = "No answer with a note waits for a better one.\n";
-pub const REJECTED: &str =
-    "Rejected. Your note stays, and the answer keeps waiting: /correct TEXT, /retry or /buffer review.\n";
 
 /// A better answer, shown above the prompt.
 pub fn offer(note: &str, answer: &str) -> String {
@@ -24,6 +22,20 @@ pub fn offer(note: &str, answer: &str) -> String {
         quote(note),
         indented(answer)
     )
+}
+
+/// The user does not want what was offered. `earlier`: as with [`none_passed`].
+pub fn rejected(earlier: Option<&Interaction>) -> String {
+    let then = match earlier {
+        None => "/correct TEXT, /retry or /buffer review".to_string(),
+        Some(answer) => format!("/buffer review, or `{}`", correct_by_number(answer)),
+    };
+    format!("Rejected. Your note stays, and the answer keeps waiting: {then}.\n")
+}
+
+/// What gives a better answer to any question, in a shell.
+fn correct_by_number(answer: &Interaction) -> String {
+    format!("finch feedback correct --id {} \"TEXT\"", answer.id)
 }
 
 /// Recorded without a question, as the configuration wants it. `undo`: the command that takes it back.
@@ -42,7 +54,7 @@ pub fn none_passed(faults: &[Fault], lesson: bool, earlier: Option<&Interaction>
         None => (String::new(), "/correct TEXT or /fix gives one, /buffer review tries again".to_string()),
         Some(answer) => (
             format!(" for {}", quote(question(&answer.messages))),
-            format!("`finch feedback correct --id {} \"TEXT\"` gives one", answer.id),
+            format!("`{}` gives one", correct_by_number(answer)),
         ),
     };
     format!("💡 No better answer came out{about} ({why}). Your note {stays}, and the answer keeps waiting: {then}.\n")
@@ -158,6 +170,9 @@ mod tests {
             "💡 No better answer came out for “how?” (1 cut off). Your note stays, and the answer keeps waiting: \
              `finch feedback correct --id 12 \"TEXT\"` gives one.\n"
         );
+        assert!(rejected(None).ends_with("waiting: /correct TEXT, /retry or /buffer review.\n"));
+        let shown = rejected(Some(&earlier));
+        assert!(shown.contains("--id 12") && !shown.contains("/correct"), "/correct is about another: {shown}");
         let waits = |bad, noted, always| waiting(bad, noted, always).unwrap_or_default();
         assert_eq!(waits(0, 0, false), "");
         let shown = waits(1, 1, false);

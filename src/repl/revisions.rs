@@ -33,6 +33,8 @@ pub enum Manner {
 pub struct Offer {
     pub case: Case,
     pub proposal: Proposal,
+    /// It need not be about the last answer.
+    pub earlier: bool,
 }
 
 /// The thread and what it works on; cheap to clone.
@@ -209,7 +211,7 @@ impl Shared {
                 self.printer.say(render::reviewed(&views::about(&case.interaction)));
                 match Proposal::of(&case.rating).filter(|proposal| !proposal.rejected) {
                     Some(proposal) => {
-                        self.open(Offer { case, proposal });
+                        self.open(Offer { case, proposal, earlier: true });
                         Ok(())
                     }
                     None => self.offer(case, cancel, true),
@@ -230,7 +232,7 @@ impl Shared {
     /// `earlier`: it need not be about the last answer.
     fn offer(&self, case: Case, cancel: &CancelFlag, earlier: bool) -> Result<()> {
         match self.reviser.make(&case, cancel, &mut |stage| self.show(stage))? {
-            Revised::Proposed(proposal) => self.open(Offer { case, proposal }),
+            Revised::Proposed(proposal) => self.open(Offer { case, proposal, earlier }),
             Revised::NonePassed(faults) => self.none_passed(&case, &faults, earlier),
             Revised::Settled => {}
         }

@@ -14,9 +14,10 @@ use crate::engine::{CancelFlag, EngineAdapter, Event, Reason, Request};
 use crate::error::{Error, Result};
 use crate::feedback::revision::{self, CANDIDATES, Case, Fault, Proposal};
 use crate::feedback::{Finish, NewFeedback, Source};
+use crate::learn::canaries::{self, REPLAYED};
 use crate::model::courtesy::Courtesy;
 use crate::model::load::Model;
-use crate::model::message::Message;
+use crate::model::message::{Message, Role};
 use crate::model::sampling::Sampling;
 use crate::paths::Paths;
 use crate::store::Store;
@@ -25,6 +26,8 @@ use crate::train::chat::ChatFormat;
 /// A candidate may have as many tokens as this many answers, and [`SPARE_TOKENS`] more: what goes on is too long anyway.
 const LONGEST: usize = 3;
 const SPARE_TOKENS: usize = 128;
+/// Ordinary questions behind which a candidate is weighed as well.
+const OTHER_QUESTIONS: usize = 4;
 /// Temperature of a second candidate from the same prompt, where the model is greedy.
 const LIVELY: f64 = 0.7;
 
@@ -97,9 +100,16 @@ impl Reviser {
         Ok(self.pending(cancel)?.into_iter().filter(|case| !rejected(case)).collect())
     }
 
-    /// [`Reviser::make`], and [`Reviser::accept`] of what came of it: for who wants to be asked nothing.
+    /// [`Reviser::make`], and [`Reviser::accept`] of what came of it: for who wants to be asked nothing. What this model
+    /// proposed before, and nobody decided about, is taken as it is.
     pub fn take(&self, case: &Case, cancel: &CancelFlag, tell: &mut dyn FnMut(Stage)) -> Result<Taken> {
-        Ok(match self.make(case, cancel, tell)? {
+        let base = &self.host.wait(cancel)?.model.base;
+        let proposed = Proposal::of(&case.rating).filter(|proposal| !proposal.rejected && proposal.base == *base);
+        let revised = match proposed {
+            Some(proposal) if self.waits(case)? => Revised::Proposed(proposal),
+            _ => self.make(case, cancel, tell)?,
+        };
+        Ok(match revised {
             Revised::Proposed(proposal) => {
                 let given = self.accept(case, &proposal, None)?;
                 Taken::Recorded { text: proposal.text, weight: given.feedback.weight }
@@ -133,11 +143,23 @@ impl Reviser {
             return Ok(Revised::NonePassed(faults));
         }
         tell(Stage::Weighing);
-        let gains = passed.iter().map(|text| work.gain(text)).collect::<Result<Vec<f64>>>()?;
+        let (mut about, mut gains) = (Vec::new(), Vec::new());
+        for text in passed {
+            match work.gain(&text)? {
+                Some(gain) => {
+                    about.push(text);
+                    gains.push(gain);
+                }
+                None => faults.push(Fault::OffTopic),
+            }
+        }
+        if about.is_empty() {
+            return Ok(Revised::NonePassed(faults));
+        }
         let best = revision::best(&gains)
             .ok_or_else(|| Error::failure("the model gives no finite log-probabilities: its weights are damaged"))?;
         let base = loaded.model.base.clone();
-        let proposal = Proposal { text: passed.swap_remove(best), base, gain: gains[best], rejected: false };
+        let proposal = Proposal { text: about.swap_remove(best), base, gain: gains[best], rejected: false };
         let kept = self.store.keep_proposal(case.rating.id, &proposal)?;
         Ok(if kept { Revised::Proposed(proposal) } else { Revised::Settled })
     }
@@ -231,11 +253,22 @@ impl Work<'_> {
         if chosen.temperature > 0.0 || n < 2 { chosen } else { Sampling { temperature: LIVELY, ..chosen } }
     }
 
-    /// mean_t[log p(y_t | x, note) − log p(y_t | x)], in nat, by the model as it answers now.
-    fn gain(&self, text: &str) -> Result<f64> {
+    /// mean_t[log p(y_t | x, note) − log p(y_t | x)], in nat, by the model as it answers now; `None`: the text is about
+    /// something else than x.
+    fn gain(&self, text: &str) -> Result<Option<f64>> {
         let messages = self.case.interaction.prompt(); // as training will see it
+        let own = self.logprobs(&messages, text)?;
+        let system = messages.first().filter(|first| first.role == Role::System);
+        let asked = REPLAYED.iter().map(|question| canaries::conversation(question)).collect();
+        let mut others = Vec::new();
+        for other in canaries::unlike(asked, [messages.as_slice()].into_iter()).into_iter().take(OTHER_QUESTIONS) {
+            others.push(self.logprobs(&system.cloned().into_iter().chain(other).collect::<Vec<_>>(), text)?);
+        }
+        if !revision::is_about(&own, &others) {
+            return Ok(None);
+        }
         let with_note = self.logprobs(&revision::ruled(&messages, self.case.note()), text)?;
-        Ok(revision::gain(&with_note, &self.logprobs(&messages, text)?))
+        Ok(Some(revision::gain(&with_note, &own)))
     }
 
     /// Log-probability of each token of the answer `text`, its end included; waits while the chat answers.

@@ -11,8 +11,15 @@ const REWRITTEN: &str = "Something else, in other words.";
 /// From the note as a rule.
 const RULED: &str = "An answer that follows the rule.";
 
+/// What other questions are answered, which shares no letter with any of them at the same place.
+const ELSEWHERE: &str = "-----------------------------------";
+
 /// Answers as the prompt asks for it: plainly, rewritten, or after the rules.
 fn reviser(rewritten: &'static str, ruled: &'static str) -> House {
+    reviser_with(rewritten, ruled, ELSEWHERE)
+}
+
+fn reviser_with(rewritten: &'static str, ruled: &'static str, elsewhere: &'static str) -> House {
     let tokenizer = tokenizer();
     let network = MockNetwork::new(tokenizer.vocab_size(), 4000, move |tokens, _| {
         let Some(turn) = tokens.iter().rposition(|t| *t == IM_START) else { return Ok(IM_END) };
@@ -20,7 +27,8 @@ fn reviser(rewritten: &'static str, ruled: &'static str) -> House {
         let answer = match () {
             () if prompt.contains("Answer the question again") => rewritten,
             () if prompt.contains("Follow these rules") => ruled,
-            () => PLAIN,
+            () if prompt.contains("how?") => PLAIN,
+            () => elsewhere,
         };
         let mut said = tokens[turn + 1..].get(tokenizer.encode_text("assistant\n")?.len()..).unwrap_or_default();
         if let [304, 10, 10, 305, 10, 10, rest @ ..] = said {
@@ -88,6 +96,27 @@ fn what_fails_the_checks_is_not_proposed() {
     assert!(matches!(&faults[0], Fault::Breaks(rule) if rule.to_string() == "no plain"), "{faults:?}");
     assert_eq!(faults[1], Fault::Empty);
     assert_eq!(session.buffer().unwrap().waiting, 1);
+}
+
+#[test]
+fn what_other_questions_make_as_likely_is_about_something_else() {
+    let house = reviser_with(RULED, RULED, RULED);
+    let (session, case) = noted(&house);
+    // Three times the same, of which one is weighed.
+    assert_eq!(make(&session, &case), Revised::NonePassed(vec![Fault::OffTopic]));
+}
+
+#[test]
+fn an_answer_that_was_proposed_before_is_taken_as_it_is() {
+    let house = reviser(REWRITTEN, RULED);
+    let (session, case) = noted(&house);
+    let proposal = Proposal { text: "Another one.".into(), base: BASE.into(), gain: 0.1, rejected: false };
+    assert!(house.store.keep_proposal(case.rating.id, &proposal).unwrap());
+    let cancel = CancelFlag::new();
+    let case = session.reviser().undecided(&cancel).unwrap().remove(0);
+    let taken = session.reviser().take(&case, &cancel, &mut |_| panic!("it is made anew")).unwrap();
+    assert_eq!(taken, Taken::Recorded { text: "Another one.".into(), weight: 10.0 });
+    assert_eq!(session.reviser().take(&case, &cancel, &mut |_| ()).unwrap(), Taken::Settled, "once");
 }
 
 #[test]
