@@ -129,21 +129,24 @@ fn remove_any(path: &Path) -> io::Result<()> {
 
 /// Replaces `path` by `bytes`: after a crash at any moment it holds the old content or the new, for the user alone (0600).
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic_with(path, |file| file.write_all(bytes).map_err(|e| failed("write", path, e)))
+}
+
+/// As [`write_atomic`], for what is too large for memory: `fill` writes it. An error of `fill`'s leaves the old content.
+pub fn write_atomic_with(path: &Path, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     // A link (a configuration kept elsewhere, say) stays a link: what it points to is replaced.
     let linked = fs::symlink_metadata(path).is_ok_and(|m| m.is_symlink());
     let target =
         if linked { fs::canonicalize(path).map_err(|e| failed("follow", path, e))? } else { path.to_path_buf() };
     let dir = parent(&target);
     let temp = Temporary::reserve(dir)?;
-    let write = || {
-        let mut file = private_options().create_new(true).open(&temp.path)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        drop(file);
-        temp.rename(&target)?;
-        sync_dir(dir)
-    };
-    write().map_err(|e| failed("write", path, e))
+    let failed = |e| failed("write", path, e);
+    let mut file = private_options().create_new(true).open(&temp.path).map_err(failed)?;
+    fill(&mut file)?;
+    file.sync_all().map_err(failed)?;
+    drop(file);
+    temp.rename(&target).map_err(failed)?;
+    sync_dir(dir).map_err(failed)
 }
 
 /// Makes the folder `dst` (new, or empty until now) out of what `fill` writes into the folder that it is given.

@@ -1,19 +1,23 @@
 //! Weights as named tensors in files, whatever the format: `safetensors` and `gguf` read the files' heads and check every
 //! tensor's place, this reads the tensors.
 //!
-//! A tensor is handed out as f32, or as it is stored, a piece at a time ([`Checkpoint::stored`]).
+//! A tensor is handed out as f32, or as it is stored, a piece at a time ([`Checkpoint::stored`]). Of a checkpoint that
+//! [`quantized`](super::quantize::quantized) returned, "as it is stored" means as it is quantised on the way.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
-use super::storage::Storage;
+use super::quantize::{self, Quantization};
+use super::storage::{Decode, Storage};
 use crate::error::{Context, Error, Result};
 
 /// Read about this much at a time, in bytes.
@@ -26,6 +30,14 @@ pub struct Checkpoint {
     pub(super) tensors: BTreeMap<String, Entry>,
     /// From the name that a network asks for to the files' own.
     pub(super) own_name: fn(&str) -> Cow<'_, str>,
+    /// What tensors become while they are read.
+    pub(super) plan: Option<Plan>,
+}
+
+/// A quantisation, and what it makes of the tensors, by the files' own names.
+pub(super) struct Plan {
+    to: Quantization,
+    types: BTreeMap<String, Storage>,
 }
 
 pub(super) struct Shard {
@@ -67,12 +79,29 @@ impl Checkpoint {
     }
 
     pub fn storage(&self, name: &str) -> Option<Storage> {
-        self.find(name).map(|entry| entry.storage)
+        let own = (self.own_name)(name);
+        self.tensors.get(&*own).map(|entry| self.type_of(&own, entry))
     }
 
-    /// Bytes that the tensor takes in its file.
+    /// Bytes that the tensor takes as it is stored.
     pub fn size(&self, name: &str) -> Option<u64> {
-        self.find(name).map(|entry| entry.len)
+        let (entry, (numbers, bytes)) = (self.find(name)?, self.storage(name)?.block());
+        match self.plan {
+            None => Some(entry.len),
+            // The product fits: it was checked against the length of the file.
+            Some(_) => Some((entry.shape.iter().product::<usize>() / numbers) as u64 * bytes as u64),
+        }
+    }
+
+    /// What the weights are quantised to while they are read.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.plan.as_ref().map(|plan| plan.to)
+    }
+
+    /// The same tensors, of the given types (by the names that a network asks for) from now on.
+    pub(super) fn planned(self, to: Quantization, types: BTreeMap<String, Storage>) -> Checkpoint {
+        let types = types.into_iter().map(|(name, storage)| ((self.own_name)(&name).into_owned(), storage)).collect();
+        Checkpoint { plan: Some(Plan { to, types }), ..self }
     }
 
     /// The files behind it; empty when it lives in memory.
@@ -85,26 +114,42 @@ impl Checkpoint {
     /// Errors name the tensor: missing, another shape, of a type that finch does not read, a value that is not finite.
     pub fn tensor(&self, name: &str, expected_shape: &[usize]) -> Result<Vec<f32>> {
         let entry = self.entry(name, expected_shape)?;
-        let name = (self.own_name)(name);
-        let decode = entry.storage.decode().ok_or_else(|| {
-            self.fault(entry, format!("tensor {name} is stored as {}", entry.storage))
-                .hint("finch reads F32, F16 and BF16 weights")
-        })?;
+        let own = (self.own_name)(name);
+        let decode = self.decode(&own, self.type_of(&own, entry), entry)?;
         // The product fits: it was checked against the length of the file.
         let mut values = Vec::with_capacity(entry.shape.iter().product());
-        self.read(entry, |bytes| decode(bytes, &mut values)).with_context(|| format!("tensor {name}"))?;
+        self.stored(name, expected_shape, |bytes| decode(bytes, &mut values))?;
         match values.iter().find(|value| !value.is_finite()) {
-            Some(value) => Err(self.fault(entry, format!("tensor {name} holds {value}, which is not a finite number"))),
+            Some(value) => Err(self.fault(entry, format!("tensor {own} holds {value}, which is not a finite number"))),
             None => Ok(values),
         }
     }
 
     /// Hands out a tensor as it is stored, row-major, a whole number of blocks at a time; says how it is stored. For
     /// networks that compute on the blocks themselves. Errors as those of [`Checkpoint::tensor`], but looks at no value.
-    pub fn stored(&self, name: &str, expected_shape: &[usize], take: impl FnMut(&[u8])) -> Result<Storage> {
+    pub fn stored(&self, name: &str, expected_shape: &[usize], mut take: impl FnMut(&[u8])) -> Result<Storage> {
         let entry = self.entry(name, expected_shape)?;
-        self.read(entry, take).with_context(|| format!("tensor {}", (self.own_name)(name)))?;
-        Ok(entry.storage)
+        let own = (self.own_name)(name);
+        let storage = self.type_of(&own, entry);
+        if storage == entry.storage {
+            self.read(entry, take).with_context(|| format!("tensor {own}"))?;
+            return Ok(storage);
+        }
+        let decode = self.decode(&own, entry.storage, entry)?;
+        let (mut numbers, mut fault) = (Vec::new(), None);
+        let read = self.read(entry, |bytes| {
+            numbers.clear();
+            decode(bytes, &mut numbers);
+            match quantize::encode(storage, &numbers) {
+                Ok(blocks) if fault.is_none() => take(&blocks),
+                Ok(_) => {}
+                Err(error) => fault = fault.take().or(Some(error)),
+            }
+        });
+        match read.and(fault.map_or(Ok(()), Err)) {
+            Ok(()) => Ok(storage),
+            Err(error) => Err(error.context(format!("tensor {own}"))),
+        }
     }
 
     /// SHA-256 in hex over name, type, shape and stored bytes of all tensors in the order of their names: the same for
@@ -124,6 +169,29 @@ impl Checkpoint {
             self.read(entry, |bytes| hash.update(bytes)).with_context(|| format!("tensor {name}"))?;
         }
         Ok(hex(&hash.finalize()))
+    }
+
+    /// Bytes of the first file, as they stand there.
+    pub(super) fn bytes(&self, place: Range<u64>) -> Result<Vec<u8>> {
+        let Range { start, end } = place;
+        let entry = Entry { shard: 0, storage: Storage::Other(Dtype::U8), shape: Vec::new(), start, len: end - start };
+        let mut bytes = Vec::new();
+        self.read(&entry, |part| bytes.extend_from_slice(part))?;
+        Ok(bytes)
+    }
+
+    /// As it is stored, or will have been when it is quantised.
+    fn type_of(&self, own: &str, entry: &Entry) -> Storage {
+        let planned = self.plan.as_ref().and_then(|plan| plan.types.get(own));
+        planned.copied().unwrap_or(entry.storage)
+    }
+
+    /// What reads `storage`'s blocks; an error about `own` where finch reads none of them.
+    fn decode(&self, own: &str, storage: Storage, entry: &Entry) -> Result<Decode> {
+        storage.decode().ok_or_else(|| {
+            self.fault(entry, format!("tensor {own} is stored as {storage}"))
+                .hint("finch reads F32, F16 and BF16 weights")
+        })
     }
 
     fn find(&self, name: &str) -> Option<&Entry> {
@@ -155,8 +223,10 @@ impl Checkpoint {
             // In range: every entry was checked against the length of `bytes`.
             Data::Memory(bytes) => take(&bytes[entry.start as usize..(entry.start + entry.len) as usize]),
             Data::File(file) => {
-                let (_, block) = entry.storage.block();
-                let chunk = CHUNK / block * block;
+                // As many bytes as whole blocks of every type.
+                let (numbers, bytes) = entry.storage.block();
+                let unit = 256 / numbers * bytes;
+                let chunk = CHUNK / unit * unit;
                 let mut buffer = vec![0; chunk.min(entry.len as usize)];
                 let mut left = entry.len;
                 while left > 0 {
@@ -205,6 +275,6 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
     Ok((file, size))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

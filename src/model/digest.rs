@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, hex};
 use crate::error::Result;
 use crate::fsio;
 use crate::paths::Paths;
@@ -55,8 +56,17 @@ impl DigestCache {
         DigestCache::default()
     }
 
-    /// The digest of the checkpoint's tensors, in hex; hashed only when its files changed since the last time.
+    /// The digest of the checkpoint's tensors, in hex; hashed only when its files changed since the last time. Weights that
+    /// are quantised while they are read have one of their own: that of the files, and the type.
     pub fn digest(&self, checkpoint: &Checkpoint) -> Result<String> {
+        let files = self.of_files(checkpoint)?;
+        Ok(match checkpoint.quantization() {
+            None => files,
+            Some(to) => hex(&Sha256::digest(format!("{files} {to}"))),
+        })
+    }
+
+    fn of_files(&self, checkpoint: &Checkpoint) -> Result<String> {
         let stamps: Option<Vec<Stamp>> = checkpoint.files().into_iter().map(stamp).collect();
         let (Some(file), Some(stamps)) = (&self.file, stamps.filter(|stamps| !stamps.is_empty())) else {
             return checkpoint.digest();

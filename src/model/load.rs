@@ -15,6 +15,7 @@ use super::digest::DigestCache;
 use super::generation::GenerationConfig;
 use super::gguf::{self, Gguf};
 use super::memory::Memory;
+use super::quantize::{Quantization, quantized};
 use super::storage::Storage;
 use super::template::ChatTemplate;
 use super::tokenizer::Tokenizer;
@@ -37,6 +38,8 @@ pub enum ModelSource {
     Folder(PathBuf),
     /// A GGUF file, or one part of such.
     Gguf(PathBuf),
+    /// One of the others, quantised while it is loaded.
+    Quantized(Box<ModelSource>, Quantization),
 }
 
 /// Weights that can decode and learn; all that work on token ids needs.
@@ -119,9 +122,23 @@ impl ModelSource {
         Err(fault("no such model folder").hint(advice))
     }
 
+    /// The same model, quantised while it is loaded; None leaves it as it is.
+    pub fn quantized(self, to: Option<Quantization>) -> ModelSource {
+        to.map_or(self.clone(), |to| ModelSource::Quantized(Box::new(self), to))
+    }
+
+    /// The source of the files.
+    pub fn files(&self) -> &ModelSource {
+        match self {
+            ModelSource::Quantized(files, _) => files.files(),
+            own => own,
+        }
+    }
+
     /// What the model is called: its folder's name, the hub's name within the hub's cache; a file's without `.gguf`.
     pub fn name(&self) -> String {
         match self {
+            ModelSource::Quantized(files, _) => files.name(),
             ModelSource::Builtin => builtin::NAME.to_string(),
             ModelSource::Folder(folder) => folder_name(folder),
             ModelSource::Gguf(path) => {
@@ -134,7 +151,7 @@ impl ModelSource {
 
     /// The shape of the network. Errors as those of [`Model::load`].
     pub fn config(&self) -> Result<ModelConfig> {
-        let read = || match self {
+        let read = || match self.files() {
             ModelSource::Gguf(path) => Gguf::open(path)?.config(),
             _ => self.json_config(),
         };
@@ -162,11 +179,13 @@ impl ModelSource {
             let Weights { config, checkpoint, gguf } = self.weights()?;
             let size = |name| checkpoint.shape(name).map_or(0, |shape| shape.iter().map(|n| *n as u64).product());
             let parameters = checkpoint.names().map(size).sum();
+            let stored =
+                checkpoint.names().filter_map(|name| Some((checkpoint.storage(name)?, checkpoint.size(name)?)));
             let backend = Backend::from_env()?;
             let memory = backend.memory(&config, &checkpoint)?;
             Ok(Facts {
                 parameters,
-                stored: stored(&checkpoint),
+                stored: tally(stored),
                 gguf,
                 memory,
                 backend,
@@ -185,6 +204,7 @@ impl ModelSource {
     /// A file of the model; None where it has none.
     fn file(&self, name: &str, max_bytes: u64) -> Result<Option<Cow<'static, [u8]>>> {
         match self {
+            ModelSource::Quantized(files, _) => files.file(name, max_bytes),
             ModelSource::Builtin => Ok(builtin::file(name).map(Cow::Borrowed)),
             ModelSource::Folder(folder) => {
                 let path = folder.join(name);
@@ -201,8 +221,29 @@ impl ModelSource {
         self.file(name, max_bytes)?.ok_or_else(|| Error::failure(format!("{name} is missing")))
     }
 
+    /// Configuration and weights, for those who write them otherwise. Errors as those of [`Model::load`].
+    pub(super) fn network(&self) -> Result<(ModelConfig, Checkpoint)> {
+        self.placed(self.weights().map(|Weights { config, checkpoint, .. }| (config, checkpoint)))
+    }
+
+    /// `config.json`, `tokenizer.json` and, where there is one, `tokenizer_config.json`, of what is no GGUF file.
+    pub(super) fn texts(&self) -> Result<Texts> {
+        let read = || {
+            Ok((self.config_json()?, tokenizer_json(self)?, self.file("tokenizer_config.json", MAX_TOKENIZER_CONFIG)?))
+        };
+        self.placed(read())
+    }
+
     /// Configuration and weights; the configuration is checked first.
     fn weights(&self) -> Result<Weights> {
+        if let ModelSource::Quantized(files, to) = self {
+            let Weights { config, checkpoint, gguf } = files.weights()?;
+            let checkpoint = quantized(checkpoint, &config, *to, false);
+            let checkpoint = checkpoint.map_err(|e| {
+                e.hint("leave --quantize (model.quantize) out: it is for weights that are not quantised yet")
+            })?;
+            return Ok(Weights { config, checkpoint, gguf });
+        }
         if let ModelSource::Gguf(path) = self {
             let file = Gguf::open(path)?;
             return Ok(Weights {
@@ -229,11 +270,13 @@ impl ModelSource {
     /// The place in front of an error about one of its files; behind it what to do, where nothing better is known.
     fn placed<T>(&self, result: Result<T>) -> Result<T> {
         let hint = "a file of this model is damaged or was changed: download it again, or choose another model";
-        result.with_context(|| self.place()).map_err(|e| if self == &ModelSource::Builtin { e } else { e.hint(hint) })
+        let hinted = |e: Error| if self.files() == &ModelSource::Builtin { e } else { e.hint(hint) };
+        result.with_context(|| self.place()).map_err(hinted)
     }
 
     fn place(&self) -> String {
         match self {
+            ModelSource::Quantized(files, _) => files.place(),
             ModelSource::Builtin => "the built-in model".to_string(),
             ModelSource::Folder(folder) => Paths::display(folder),
             // Its errors begin with the file's name.
@@ -262,14 +305,15 @@ fn check_layers(checkpoint: &Checkpoint, layers: usize) -> Result<()> {
     }
 }
 
-/// See [`Facts::stored`].
-fn stored(checkpoint: &Checkpoint) -> Vec<(Storage, usize, u64)> {
+/// `config.json`, `tokenizer.json`, `tokenizer_config.json`.
+type Texts = (Cow<'static, [u8]>, Cow<'static, [u8]>, Option<Cow<'static, [u8]>>);
+
+/// Types and sizes of tensors, as [`Facts::stored`] has them.
+pub(super) fn tally(tensors: impl Iterator<Item = (Storage, u64)>) -> Vec<(Storage, usize, u64)> {
     let mut stored: BTreeMap<Storage, (usize, u64)> = BTreeMap::new();
-    for name in checkpoint.names() {
-        if let (Some(storage), Some(size)) = (checkpoint.storage(name), checkpoint.size(name)) {
-            let (count, bytes) = stored.entry(storage).or_default();
-            (*count, *bytes) = (*count + 1, *bytes + size);
-        }
+    for (storage, size) in tensors {
+        let (count, bytes) = stored.entry(storage).or_default();
+        (*count, *bytes) = (*count + 1, *bytes + size);
     }
     let mut stored: Vec<_> = stored.into_iter().map(|(storage, (count, bytes))| (storage, count, bytes)).collect();
     stored.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
@@ -288,7 +332,7 @@ impl Base {
             name: source.name(),
             network: Backend::from_env()?.load(&config, &checkpoint)?,
             digest: digests.digest(&checkpoint)?,
-            builtin: *source == ModelSource::Builtin,
+            builtin: *source.files() == ModelSource::Builtin,
         })
     }
 }
@@ -330,7 +374,7 @@ impl fmt::Debug for Model {
 }
 
 fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
-    if let ModelSource::Gguf(path) = source {
+    if let ModelSource::Gguf(path) = source.files() {
         let file = Gguf::open(path)?;
         let (config, tokenizer) = (file.config()?, file.tokenizer()?);
         check_vocabulary(&tokenizer, "tokenizer.ggml.tokens", config.vocab_size, "the embedding")?;

@@ -99,7 +99,7 @@ impl Checkpoint {
 
 /// The names in these files are the ones that networks ask for.
 fn joined(shards: Vec<Shard>, tensors: BTreeMap<String, Entry>) -> Checkpoint {
-    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name) }
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None }
 }
 
 /// Reads and checks the header of a file of `size` bytes; its tensors are said to lie in `shard`.

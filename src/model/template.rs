@@ -78,6 +78,10 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the model brought it, and it is not Qwen's plain turns for want of one.
     pub fn is_own(&self) -> bool {
         self.source != CHATML

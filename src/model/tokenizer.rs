@@ -4,7 +4,7 @@
 //! plain text can never turn into one, whatever it contains. Only the chat template, and text that the model itself
 //! wrote, may name them.
 
-mod file;
+pub(in crate::model) mod file;
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -177,12 +177,7 @@ impl Tokenizer {
             return Err(Error::failure(format!("the vocabulary lacks {missing} of the 256 bytes")));
         }
         let mut added: Vec<AddedToken> = added
-            .map(|(id, content, special)| AddedToken {
-                id,
-                // Qwen's `<|fim_prefix|>` and its like are not marked special, and steer all the same.
-                control: special || (content.starts_with("<|") && content.ends_with("|>")),
-                content,
-            })
+            .map(|(id, content, special)| AddedToken { id, control: special || looks_special(&content), content })
             .collect();
         check_entries(&vocab, &merges)?;
         check_added(&added, &vocab)?;
@@ -233,6 +228,11 @@ pub(super) fn prefixes<'t, T: Borrow<AddedToken>>(
             at += 1;
         }
     })
+}
+
+/// Qwen's `<|fim_prefix|>` and its like are not marked special, and steer all the same.
+pub(super) fn looks_special(content: &str) -> bool {
+    content.starts_with("<|") && content.ends_with("|>")
 }
 
 /// The two tokens of "h i".

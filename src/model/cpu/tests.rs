@@ -47,7 +47,7 @@ fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
         tensors.insert(slot.name, Entry { shard: 0, storage, shape: slot.shape, start, len });
     }
     let shards = vec![Shard::in_memory("made up", Cow::Owned(bytes))];
-    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name) }
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None }
 }
 
 fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
+use std::ops::Range;
 
 use super::metadata::{Metadata, Value};
 use crate::error::{Context, Error, Result};
@@ -31,6 +32,8 @@ const READABLE: &str = "finch reads F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1
 pub(super) struct Head {
     pub version: u32,
     pub metadata: Metadata,
+    /// Where the values of the keys stand, with their types, in the order of the file.
+    pub places: Vec<(String, Range<u64>)>,
     /// Shapes are turned round: slowest dimension first.
     pub tensors: BTreeMap<String, Entry>,
 }
@@ -55,10 +58,12 @@ pub(super) fn read(file: impl Read, size: u64, shard: usize) -> Result<Head> {
     }
     let tensor_count = file.count("the number of tensors", 8 + 4 + 4 + 8)?;
     let key_count = file.count("the number of keys", 8 + 4 + 1)?;
-    let mut metadata = BTreeMap::new();
+    let (mut metadata, mut places) = (BTreeMap::new(), Vec::new());
     for number in 0..key_count {
         let key = file.name().with_context(|| format!("key {number}"))?;
+        let start = file.at;
         let value = file.value().with_context(|| key.clone())?;
+        places.push((key.clone(), start..file.at));
         if metadata.contains_key(&key) {
             return Err(Error::failure(format!("{key} appears twice")));
         }
@@ -75,7 +80,7 @@ pub(super) fn read(file: impl Read, size: u64, shard: usize) -> Result<Head> {
     // A file without tensors may end before the padding.
     let data = file.at.next_multiple_of(alignment);
     let tensors = place(tensors, data, alignment, size)?;
-    Ok(Head { version, metadata, tensors })
+    Ok(Head { version, metadata, places, tensors })
 }
 
 fn alignment(metadata: &Metadata) -> Result<u64> {
@@ -285,28 +290,35 @@ fn least_size(kind: u32) -> Option<u64> {
     }
 }
 
-/// ggml's number of a type; what finch does not read is refused by its name.
+/// The type of ggml's number; what finch does not read is refused by its name.
 fn storage(kind: u32) -> Result<Storage> {
-    Ok(match kind {
-        0 => Storage::F32,
-        1 => Storage::F16,
-        2 => Storage::Q4_0,
-        3 => Storage::Q4_1,
-        6 => Storage::Q5_0,
-        7 => Storage::Q5_1,
-        8 => Storage::Q8_0,
-        12 => Storage::Q4K,
-        13 => Storage::Q5K,
-        14 => Storage::Q6K,
-        30 => Storage::BF16,
-        other => {
-            let name = OTHER_TYPES.iter().find(|(number, _)| *number == other).map(|(_, name)| *name);
-            let name = name.map_or(format!("type {other}"), str::to_string);
-            return Err(Error::failure(format!("it is stored as {name}"))
-                .hint(format!("{READABLE}: choose another file of this model, for example its Q4_K_M or Q8_0")));
-        }
+    TYPES.iter().find(|(number, _)| *number == kind).map(|(_, storage)| *storage).ok_or_else(|| {
+        let name = OTHER_TYPES.iter().find(|(number, _)| *number == kind).map(|(_, name)| *name);
+        let name = name.map_or(format!("type {kind}"), str::to_string);
+        Error::failure(format!("it is stored as {name}"))
+            .hint(format!("{READABLE}: choose another file of this model, for example its Q4_K_M or Q8_0"))
     })
 }
+
+/// ggml's number of a type; None for those of safetensors files alone.
+pub(super) fn kind(storage: Storage) -> Option<u32> {
+    TYPES.iter().find(|(_, known)| *known == storage).map(|(number, _)| *number)
+}
+
+/// ggml's numbers.
+const TYPES: [(u32, Storage); 11] = [
+    (0, Storage::F32),
+    (1, Storage::F16),
+    (2, Storage::Q4_0),
+    (3, Storage::Q4_1),
+    (6, Storage::Q5_0),
+    (7, Storage::Q5_1),
+    (8, Storage::Q8_0),
+    (12, Storage::Q4K),
+    (13, Storage::Q5K),
+    (14, Storage::Q6K),
+    (30, Storage::BF16),
+];
 
 const OTHER_TYPES: [(u32, &str); 23] = [
     (9, "Q8_1"),

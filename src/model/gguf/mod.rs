@@ -5,9 +5,10 @@
 //! - `metadata`: typed access to its keys
 //! - `config`, `tokenizer`: what `config.json` and `tokenizer.json` are elsewhere
 //! - `names`: what its tensors are called
-//! - `write`: files of our own
+//! - `write`: files of our own; `describe`: the keys that a model folder's files come to
 
 mod config;
+pub(in crate::model) mod describe;
 mod header;
 mod metadata;
 mod names;
@@ -18,9 +19,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::checkpoint::{Checkpoint, Entry, Shard};
+use super::checkpoint::{Checkpoint, Shard};
 use super::config::ModelConfig;
 use super::generation::GenerationConfig;
 use super::template::ChatTemplate;
@@ -29,6 +31,7 @@ use crate::error::{Context, Error, Result};
 use header::Head;
 use metadata::Metadata;
 pub use names::own_name;
+use write::Item;
 
 /// llama.cpp numbers parts in five digits.
 const MAX_PARTS: u64 = 99_999;
@@ -39,6 +42,8 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 pub struct Gguf {
     pub version: u32,
     metadata: Metadata,
+    /// Where the keys' values stand in the first file.
+    places: Vec<(String, Range<u64>)>,
     checkpoint: Checkpoint,
 }
 
@@ -57,15 +62,14 @@ impl Gguf {
         let (shard, head) = read(path, 0)?;
         let count = head.metadata.whole("split.count").with_context(|| &shard.name)?.unwrap_or(1);
         if count <= 1 {
-            return Ok(Self::joined(head.version, head.metadata, vec![shard], head.tensors));
+            return Ok(Self::joined(head, vec![shard]));
         }
         let paths = parts(path, count).with_context(|| &shard.name)?;
         let (mut shards, mut tensors, mut first) = (Vec::new(), BTreeMap::new(), None);
         for (number, path) in paths.iter().enumerate() {
-            let (shard, head) = read(path, number)?;
-            let Head { version, metadata, tensors: found } = head;
-            check_part(&metadata, number, count).with_context(|| &shard.name)?;
-            for (name, entry) in found {
+            let (shard, mut head) = read(path, number)?;
+            check_part(&head.metadata, number, count).with_context(|| &shard.name)?;
+            for (name, entry) in std::mem::take(&mut head.tensors) {
                 if tensors.insert(name.clone(), entry).is_some() {
                     return Err(
                         Error::failure(format!("tensor {name} stands in another part too")).context(&shard.name)
@@ -73,14 +77,14 @@ impl Gguf {
                 }
             }
             shards.push(shard);
-            first.get_or_insert((version, metadata)); // only the first part has more than its number
+            first.get_or_insert(head); // only the first part has more than its number
         }
-        let (version, metadata) = first.ok_or_else(|| Error::failure("split.count is 0"))?;
+        let head = first.ok_or_else(|| Error::failure("split.count is 0"))?;
         let key = "split.tensors.count";
-        if let Some(total) = metadata.whole(key)?.filter(|&total| total != tensors.len() as u64) {
+        if let Some(total) = head.metadata.whole(key)?.filter(|&total| total != tensors.len() as u64) {
             return Err(Error::failure(format!("{key} is {total}, the {count} parts hold {}", tensors.len())));
         }
-        Ok(Self::joined(version, metadata, shards, tensors))
+        Ok(Self::joined(Head { tensors, ..head }, shards))
     }
 
     /// Reads a file that is already in memory; `name` is what errors call it. Errors also when it is one part of several.
@@ -95,12 +99,24 @@ impl Gguf {
                 _ => Ok(head),
             }
         };
-        let Head { version, metadata, tensors } = read().with_context(|| name.to_string())?;
-        Ok(Self::joined(version, metadata, vec![Shard::in_memory(name, bytes)], tensors))
+        let head = read().with_context(|| name.to_string())?;
+        Ok(Self::joined(head, vec![Shard::in_memory(name, bytes)]))
     }
 
-    fn joined(version: u32, metadata: Metadata, shards: Vec<Shard>, tensors: BTreeMap<String, Entry>) -> Gguf {
-        Gguf { version, metadata, checkpoint: Checkpoint { shards, tensors, own_name: names::own_name } }
+    fn joined(head: Head, shards: Vec<Shard>) -> Gguf {
+        let Head { version, metadata, places, tensors } = head;
+        let checkpoint = Checkpoint { shards, tensors, own_name: names::own_name, plan: None };
+        Gguf { version, metadata, places, checkpoint }
+    }
+
+    /// Its keys for another file of the same model, but for those that are about the storage of this one.
+    pub fn keys(&self) -> Result<Vec<(String, Item)>> {
+        let about_storage = |key: &str| {
+            key.starts_with("split.")
+                || ["general.alignment", "general.file_type", "general.quantization_version"].contains(&key)
+        };
+        let kept = self.places.iter().filter(|(key, _)| !about_storage(key));
+        kept.map(|(key, place)| Ok((key.clone(), Item::Raw(self.checkpoint.bytes(place.clone())?)))).collect()
     }
 
     /// The hyper-parameters.

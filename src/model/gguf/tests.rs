@@ -358,9 +358,9 @@ fn part_names_are_told_from_others() {
 /// All that reading a file does.
 fn read_all(bytes: &[u8]) {
     let mut file = bytes;
-    let Ok(Head { version, metadata, tensors }) = header::read(&mut file, bytes.len() as u64, 0) else { return };
+    let Ok(head) = header::read(&mut file, bytes.len() as u64, 0) else { return };
     let shard = Shard::in_memory("x", bytes.to_vec().into());
-    let gguf = Gguf::joined(version, metadata, vec![shard], tensors);
+    let gguf = Gguf::joined(head, vec![shard]);
     let _ = (gguf.config(), gguf.template());
     if let Ok(tokenizer) = gguf.tokenizer() {
         let _ = gguf.generation(&tokenizer);

@@ -69,7 +69,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
 }
 
 /// As Qwen's tokenizer.json has them.
-fn qwen() -> Result<(NormalizerWrapper, PreTokenizerWrapper)> {
+pub(super) fn qwen() -> Result<(NormalizerWrapper, PreTokenizerWrapper)> {
     let normalizer = json!({"type": "NFC"});
     let split = json!({"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": false});
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});

@@ -8,7 +8,7 @@ use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use tokenizers::models::bpe::Vocab;
+use tokenizers::models::bpe::{Merges, Vocab};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 use super::{MAX_ADDED, MAX_ENTRIES, Tokenizer, pair};
@@ -85,8 +85,25 @@ struct Decoder {
     special: bool,
 }
 
+/// What the files hold, checked as far as each stands for itself.
+pub(in crate::model) struct Parts {
+    pub vocab: Vocab,
+    /// In the order of their ranks.
+    pub merges: Merges,
+    pub normalizer: Option<NormalizerWrapper>,
+    pub pre_tokenizer: Option<PreTokenizerWrapper>,
+    /// Id, content, whether it is marked special.
+    pub added: Vec<(u32, String, bool)>,
+}
+
 /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
 pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
+    let Parts { vocab, merges, normalizer, pre_tokenizer, added } = parts(json, config)?;
+    Tokenizer::assemble(vocab, merges, normalizer, pre_tokenizer, added.into_iter()).context("tokenizer.json")
+}
+
+/// As [`read`], for those who want to write it otherwise.
+pub(in crate::model) fn parts(json: &[u8], config: Option<&[u8]>) -> Result<Parts> {
     let config: Config = match config {
         Some(json) => json::read(json).context("tokenizer_config.json")?,
         None => Config::default(),
@@ -120,7 +137,7 @@ fn add(known: &mut Vec<Added>, more: BTreeMap<String, Decoder>) -> Result<()> {
     Ok(())
 }
 
-fn build(head: Head, json: &[u8]) -> Result<Tokenizer> {
+fn build(head: Head, json: &[u8]) -> Result<Parts> {
     check(&head)?;
     let body: Body = json::read(json)?;
     let merges = body.model.merges.into_iter().enumerate().map(|(at, merge)| match merge {
@@ -129,8 +146,13 @@ fn build(head: Head, json: &[u8]) -> Result<Tokenizer> {
             .ok_or_else(|| Error::failure(format!("merges[{at}] is {:?}, not two tokens", text::one_line(&text, 40)))),
     });
     let added = head.added_tokens.into_iter().map(|Added { id, content, special }| (id, content, special));
-    let merges = merges.collect::<Result<_>>()?;
-    Tokenizer::assemble(body.model.vocab, merges, body.normalizer, body.pre_tokenizer, added)
+    Ok(Parts {
+        vocab: body.model.vocab,
+        merges: merges.collect::<Result<_>>()?,
+        normalizer: body.normalizer,
+        pre_tokenizer: body.pre_tokenizer,
+        added: added.collect(),
+    })
 }
 
 /// A list of `MAX` items at most: what is longer is not read to its end.
