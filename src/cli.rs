@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::adapter::export::Format;
 use crate::config::Variant;
 use crate::error::{Error, Result};
+use crate::model::quantize::Quantization;
 use crate::nearest::nearest;
 use crate::train::data::Objective;
 use crate::train::order::Order;
@@ -26,13 +27,31 @@ use crate::train::schedule::Shape;
     max_term_width = 100
 )]
 pub struct Cli {
-    /// The model: auto, builtin, a Hugging Face folder or a GGUF file
-    #[arg(long, short = 'm', global = true, value_name = "MODEL")]
-    pub model: Option<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
     #[command(flatten)]
     pub chat: ChatArgs,
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// Which model, for every command.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct ModelArgs {
+    /// The model: auto, builtin, a Hugging Face folder or a GGUF file
+    #[arg(long, short = 'm', global = true, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Quantise its weights while they are loaded: q8_0, q6_k, q5_k_m, q4_k_m, q4_0, … or none; no file is written
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub quantize: Option<String>,
+}
+
+impl ModelArgs {
+    /// Plain overrides of configuration keys, for [`crate::config`].
+    pub fn overrides(&self) -> Vec<(&'static str, String)> {
+        let keys = [("model.name", &self.model), ("model.quantize", &self.quantize)];
+        keys.into_iter().filter_map(|(key, value)| Some((key, value.clone()?))).collect()
+    }
 }
 
 /// One answer or the chat: the flags of `finch` without a subcommand.
@@ -109,7 +128,7 @@ pub enum Command {
     /// Rate answers from scripts; list, export and import feedback
     #[command(subcommand)]
     Feedback(FeedbackCommand),
-    /// Look into models
+    /// Look into models, quantise them
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Show what was asked, rated and trained
@@ -371,6 +390,24 @@ pub enum ModelsCommand {
         /// auto, builtin, a folder or a GGUF file (default: the configured model)
         name: Option<String>,
     },
+    /// Write a model as a GGUF file, which llama.cpp and Ollama read too, with smaller weights
+    Quantize {
+        /// A Hugging Face folder, a GGUF file, or builtin
+        #[arg(value_name = "IN")]
+        input: String,
+        /// The file to write
+        #[arg(value_name = "OUT.gguf")]
+        output: PathBuf,
+        /// How to store the weights
+        #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t = Quantization::Q4KM)]
+        to: Quantization,
+        /// Replace OUT.gguf where it exists
+        #[arg(long)]
+        force: bool,
+        /// Also from weights that are quantised already, which loses more than from the original
+        #[arg(long)]
+        requantize: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Args)]
@@ -425,12 +462,12 @@ pub enum Invocation {
     /// The words, or none: then piped input or the REPL.
     Chat {
         prompt: Option<String>,
-        model: Option<String>,
+        model: ModelArgs,
         args: Box<ChatArgs>,
     },
     Command {
         command: Command,
-        model: Option<String>,
+        model: ModelArgs,
     },
     /// Help that was asked for by word; text for standard output.
     Help(String),
@@ -447,6 +484,10 @@ impl Cli {
                 let name = command.name();
                 return Err(Error::usage(format!("a prompt or its flags do not go together with `finch {name}`"))
                     .hint(format!("`finch {name} --help` lists its own flags; `finch -p …` asks a prompt")));
+            }
+            if matches!(command, Command::Models(ModelsCommand::Quantize { .. })) && model != ModelArgs::default() {
+                return Err(Error::usage("`finch models quantize` takes its model and type as IN and --type")
+                    .hint("finch models quantize IN OUT.gguf --type q8_0"));
             }
             return Ok(Invocation::Command { command, model });
         }

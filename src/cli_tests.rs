@@ -100,7 +100,7 @@ fn chat_flags_override_configuration_keys() {
     let expected: Vec<_> = keys.iter().map(String::as_str).zip(values.map(String::from)).collect();
     assert_eq!(args.overrides(), expected);
     assert_eq!((args.seed, args.system.as_deref(), args.thinking()), (Some(7), Some("Be brief."), Some(false)));
-    assert_eq!(model.as_deref(), Some("builtin"));
+    assert_eq!(model.overrides(), [("model.name", "builtin".to_string())]);
 }
 
 #[test]
@@ -197,7 +197,15 @@ fn ratings_from_scripts() {
 #[test]
 fn chat_flags_before_a_subcommand_are_refused_and_the_model_is_not() {
     assert_eq!(resolve(&["--temperature", "1", "stats"]).expect_err("refused").kind().exit_code(), 2);
-    assert!(matches!(resolve(&["--model", "m", "stats"]), Ok(Invocation::Command { model: Some(m), .. }) if m == "m"));
+    let model = |args: &[&str]| match resolve(args) {
+        Ok(Invocation::Command { model, .. }) => model.overrides(),
+        other => panic!("{args:?}: {other:?}"),
+    };
+    assert_eq!(model(&["--model", "m", "stats"]), [("model.name", "m".to_string())]);
+    let both = [("model.name", "m".to_string()), ("model.quantize", "q8_0".to_string())];
+    assert_eq!(model(&["bench", "-m", "m", "--quantize", "q8_0"]), both);
+    let error = resolve(&["models", "quantize", "a", "b.gguf", "--quantize", "q8_0"]).unwrap_err();
+    assert!(error.kind().exit_code() == 2 && error.message().contains("--type"), "{error}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn join(piped: &str, words: Option<&str>) -> Result<String> {
 
 fn session(ground: Ground, args: ChatArgs, fallback: Fallback) -> Result<Session> {
     let store = Arc::new(ground.store()?);
-    let host = Arc::new(ModelHost::start(&ground.config.model.name, &ground.paths, fallback));
+    let host = Arc::new(ModelHost::start(&ground.config.model, &ground.paths, fallback));
     let thinking = args.thinking();
     let options = Options { system: args.system, thinking, seed: args.seed };
     Ok(Session::new(store, ground.paths, ground.config, host, options))

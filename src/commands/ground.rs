@@ -39,6 +39,6 @@ impl Ground {
 
     /// Where the configured model comes from.
     pub fn source(&self) -> Result<ModelSource> {
-        ModelSource::resolve(&self.config.model.name)
+        self.config.model.source()
     }
 }

@@ -24,11 +24,11 @@ pub fn run(invocation: Invocation) -> Result<()> {
         Invocation::Help(text) => print(&text),
         Invocation::Chat { prompt, model, args } => {
             let mut overrides = args.overrides();
-            overrides.extend(model.map(|name| ("model.name", name)));
+            overrides.extend(model.overrides());
             chat::run(Ground::open(&overrides)?, prompt, *args)
         }
         Invocation::Command { command, model } => {
-            let mut overrides: Vec<_> = model.map(|name| ("model.name", name)).into_iter().collect();
+            let mut overrides = model.overrides();
             if let Command::Train(args) = &command {
                 overrides.extend(args.overrides());
             }

@@ -1,24 +1,74 @@
-//! `finch models`: what a model is.
+//! `finch models`: what a model is, and the same model with smaller weights.
+
+use std::io::stderr;
+use std::path::Path;
+use std::time::Instant;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ground::Ground;
-use super::print;
+use super::{print, say};
 use crate::cli::ModelsCommand;
 use crate::error::Result;
 use crate::model::backend::Backend;
 use crate::model::config::{Family, ModelConfig};
+use crate::model::convert::{self, Written};
 use crate::model::digest::DigestCache;
 use crate::model::load::{Facts, ModelSource};
+use crate::model::storage::Storage;
 use crate::paths::Paths;
-use crate::repl::render::bytes;
+use crate::repl::render::{bytes, duration};
+use crate::repl::terminal;
 use crate::text;
 
 pub fn run(ground: &Ground, command: ModelsCommand) -> Result<()> {
     match command {
         ModelsCommand::Show { name } => {
-            let source = ModelSource::resolve(name.as_deref().unwrap_or(&ground.config.model.name))?;
-            print(&show(&source, &DigestCache::of(&ground.paths))?)
+            let mut model = ground.config.model.clone();
+            model.name = name.unwrap_or(model.name);
+            print(&show(&model.source()?, &DigestCache::of(&ground.paths))?)
+        }
+        ModelsCommand::Quantize { input, output, to, force, requantize } => {
+            let options = convert::Options { to, replace: force, again: requantize };
+            print(&quantize(&ModelSource::resolve(&input)?, &output, options)?)
         }
     }
+}
+
+/// Writes the file and says what came of it; how far it is goes to standard error.
+fn quantize(source: &ModelSource, out: &Path, options: convert::Options) -> Result<String> {
+    let started = Instant::now();
+    let terminal = terminal::is_capable(&stderr());
+    let bar = ProgressBar::with_draw_target(
+        None,
+        if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+    );
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes} of {total_bytes}, {elapsed}, {eta} left") {
+        bar.set_style(style);
+    }
+    let mut tenths = 0;
+    let written = convert::write(source, out, options, |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        // Plain lines where there is no terminal, not many.
+        let now = done * 10 / total.max(1);
+        if !terminal && now > tenths {
+            say(&format!("{} of {} written\n", bytes(done), bytes(total)));
+            tenths = now;
+        }
+    });
+    bar.finish_and_clear();
+    let Written { before, after, stored } = written?;
+    let taken = duration(started.elapsed().as_secs_f64());
+    let (name, out) = (source.name(), Paths::display(out));
+    let line = format!(
+        "{name} as {}: {} of weights became {out}, {} ({}), in {taken}",
+        options.to,
+        bytes(before),
+        bytes(after),
+        types(&stored)
+    );
+    Ok(format!("{}\n", text::sanitize(&line)))
 }
 
 fn show(source: &ModelSource, digests: &DigestCache) -> Result<String> {
@@ -28,9 +78,9 @@ fn show(source: &ModelSource, digests: &DigestCache) -> Result<String> {
         Family::Qwen2 => "Qwen2",
         Family::Qwen3 => "Qwen3",
     };
-    let place = match source {
-        ModelSource::Builtin => "inside finch".to_string(),
+    let place = match source.files() {
         ModelSource::Folder(path) | ModelSource::Gguf(path) => Paths::display(path),
+        _ => "inside finch".to_string(),
     };
     let format = facts.gguf.map_or("safetensors".to_string(), |version| format!("GGUF version {version}"));
     let (tokenizer, template) = texts(source);
@@ -45,7 +95,7 @@ fn show(source: &ModelSource, digests: &DigestCache) -> Result<String> {
         ),
         ("feed-forward", config.intermediate_size.to_string()),
         ("parameters", parameters(facts.parameters)),
-        ("stored as", stored(&facts)),
+        ("stored as", types(&facts.stored)),
         ("vocabulary", format!("{} tokens, {}", config.vocab_size, tied(config))),
         ("tokenizer", tokenizer),
         ("template", template),
@@ -57,8 +107,8 @@ fn show(source: &ModelSource, digests: &DigestCache) -> Result<String> {
 }
 
 /// "Q4_0 in 15 tensors (122 MB), F32 in 11 (0.1 MB)".
-fn stored(facts: &Facts) -> String {
-    let types = facts.stored.iter().enumerate().map(|(at, (storage, count, size))| {
+fn types(stored: &[(Storage, usize, u64)]) -> String {
+    let types = stored.iter().enumerate().map(|(at, (storage, count, size))| {
         let noun = if at == 0 { " tensors" } else { "" };
         format!("{storage} in {count}{noun} ({})", bytes(*size))
     });

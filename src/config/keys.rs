@@ -1,8 +1,11 @@
 //! Every configuration key: its path, its type and range, where it goes in [`Config`].
 
+use clap::ValueEnum;
+
 use super::source::Value;
 use super::{Auto, Config, Revise, Schedule, Variant};
 use crate::model::lora::Target;
+use crate::model::quantize::Quantization;
 
 /// A key and how a value for it is taken; the error says what it should be.
 pub(super) struct Key {
@@ -21,8 +24,9 @@ fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
 }
 
 #[rustfmt::skip] // one key a line
-static KEYS: [Key; 30] = [
+static KEYS: [Key; 31] = [
     Key { path: "model.name", set: |c, v| put(&mut c.model.name, v.name("a model: auto, builtin, a folder or a GGUF file")) },
+    Key { path: "model.quantize", set: |c, v| put(&mut c.model.quantize, v.one_of(&quantizations())) },
     Key { path: "generation.temperature", set: |c, v| put(&mut c.generation.temperature, v.number(0.0, 2.0).map(Some)) },
     Key { path: "generation.top_p", set: |c, v| put(&mut c.generation.top_p, v.number_above(0.0, 1.0).map(Some)) },
     Key { path: "generation.top_k", set: |c, v| put(&mut c.generation.top_k, v.whole(0, 1_000_000).map(Some)) },
@@ -72,6 +76,12 @@ pub(super) fn sections() -> impl Iterator<Item = &'static str> {
 
 pub(super) fn is_section(path: &str) -> bool {
     SECTIONS.contains(&path)
+}
+
+/// What the weights can be quantised to while they are loaded, and "none".
+fn quantizations() -> Vec<(&'static str, Option<Quantization>)> {
+    let all = Quantization::value_variants().iter().map(|to| (to.name(), Some(*to)));
+    std::iter::once(("none", None)).chain(all).collect()
 }
 
 fn auto_or<T>(value: &Value, number: Result<T, String>) -> Result<Auto<T>, String> {

@@ -12,7 +12,9 @@ use crate::adapter::peft::LoraSettings;
 use crate::error::{Error, Result};
 use crate::feedback::FeedbackConfig;
 use crate::fsio;
+use crate::model::load::ModelSource;
 use crate::model::lora::Target;
+use crate::model::quantize::Quantization;
 use crate::nearest::nearest;
 use crate::paths::Paths;
 use crate::text::one_line;
@@ -40,6 +42,15 @@ pub struct Config {
 pub struct ModelSection {
     /// `auto`, `builtin`, a folder, a `.gguf` file or a hub repository.
     pub name: String,
+    /// What its weights are quantised to while they are loaded; None: they stay as they are.
+    pub quantize: Option<Quantization>,
+}
+
+impl ModelSection {
+    /// Where the model comes from. Errors as those of [`ModelSource::resolve`].
+    pub fn source(&self) -> Result<ModelSource> {
+        Ok(ModelSource::resolve(&self.name)?.quantized(self.quantize))
+    }
 }
 
 /// Sampling; what is `None` is decided by the model's own generation_config.json, then by Qwen's recommendation.
@@ -162,7 +173,7 @@ pub struct TeacherSection {
 
 impl Default for ModelSection {
     fn default() -> Self {
-        ModelSection { name: "auto".to_string() }
+        ModelSection { name: "auto".to_string(), quantize: None }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::config::ModelSection;
 use crate::engine::{CancelFlag, Engine};
 use crate::error::{Error, Kind, Result};
 use crate::model::digest::DigestCache;
@@ -38,10 +39,10 @@ impl Loaded {
         Ok(Loaded { model, engine, notice: None })
     }
 
-    /// Loads the model of that name, as the configuration spells it.
-    pub fn load(name: &str, paths: &Paths, fallback: Fallback) -> Result<Loaded> {
+    /// Loads the configured model.
+    pub fn load(model: &ModelSection, paths: &Paths, fallback: Fallback) -> Result<Loaded> {
         let digests = DigestCache::of(paths);
-        match ModelSource::resolve(name).and_then(|source| Model::load(&source, &digests)) {
+        match model.source().and_then(|source| Model::load(&source, &digests)) {
             Ok(model) => Loaded::new(model),
             Err(error) if fallback == Fallback::Builtin => {
                 let mut loaded = Loaded::new(Model::load(&ModelSource::Builtin, &digests)?)?;
@@ -109,10 +110,10 @@ impl Shared {
 }
 
 impl ModelHost {
-    /// Starts loading the model of that name, as the configuration spells it.
-    pub fn start(name: &str, paths: &Paths, fallback: Fallback) -> ModelHost {
-        let (wanted, paths) = (name.to_owned(), paths.clone());
-        Self::start_with(name, move || Loaded::load(&wanted, &paths, fallback))
+    /// Starts loading the configured model.
+    pub fn start(model: &ModelSection, paths: &Paths, fallback: Fallback) -> ModelHost {
+        let (wanted, paths) = (model.clone(), paths.clone());
+        Self::start_with(&model.name, move || Loaded::load(&wanted, &paths, fallback))
     }
 
     /// Starts `load` on a thread of its own; `name` is what to call the model until it is there.
