@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
     pub weights: u64,
-    /// Weights that are there besides while something learns.
+    /// What a training pass of [`PASS_TOKENS`] takes besides; less where it is short.
     pub learning: u64,
     /// Keys and values of one token.
     pub token: u64,
@@ -27,14 +27,25 @@ impl Memory {
     }
 }
 
+/// Tokens of a training pass of a large network, or a row where one is longer.
+pub const PASS_TOKENS: usize = 1024;
+
+/// Memory that nobody uses, in bytes; None where the system has no `/proc/meminfo`.
+pub fn free() -> Option<u64> {
+    told("MemAvailable")
+}
+
 /// Memory and swap of this machine, in bytes; None where the system has no `/proc/meminfo`.
 fn machine() -> Option<u64> {
+    Some(told("MemTotal")? + told("SwapTotal").unwrap_or(0))
+}
+
+/// What the system says of its memory, in bytes.
+fn told(key: &str) -> Option<u64> {
     let told = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kilobytes = |key: &str| {
-        let line = told.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
-    };
-    Some((kilobytes("MemTotal")? + kilobytes("SwapTotal").unwrap_or(0)) * 1024)
+    let line = told.lines().find_map(|line| line.strip_prefix(key))?;
+    let kilobytes: u64 = line.trim_start_matches(':').split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]

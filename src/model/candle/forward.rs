@@ -4,8 +4,6 @@
 //! cache) and training (each row for itself) is only who is attended to, and that is the caller's.
 
 use candle_core::{DType, Device, Tensor};
-use rand::rngs::Xoshiro256PlusPlus;
-use rand::{RngExt, SeedableRng};
 
 use super::ops;
 use super::pairs::Pairs;
@@ -13,27 +11,8 @@ use super::weights::{Block, Weights};
 use crate::error::Result;
 use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
+use crate::model::dropout::Dropout;
 use crate::model::lora::Target;
-
-/// Draws the masks of `lora_dropout`: a stream of numbers for every layer and target, so that computing a block a second
-/// time draws the same.
-#[derive(Clone, Copy)]
-pub(super) struct Dropout {
-    pub probability: f32,
-    pub seed: u64,
-}
-
-impl Dropout {
-    fn apply(&self, x: &Tensor, layer: usize, target: Target) -> Result<Tensor> {
-        let keep = 1.0 / (1.0 - self.probability);
-        let place = (layer * Target::ALL.len() + target as usize + 1) as u64;
-        // Named and not `StdRng`: its numbers may not change with a release of the library.
-        let mut rng = Xoshiro256PlusPlus::seed_from_u64(self.seed ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let mask: Vec<f32> =
-            (0..x.elem_count()).map(|_| if rng.random::<f32>() < self.probability { 0.0 } else { keep }).collect();
-        Ok((x * Tensor::from_vec(mask, x.shape(), x.device())?)?)
-    }
-}
 
 /// Rotary tables: cos and sin of every position, times the model's attention factor, f32 `[positions, head_dim/2]`.
 ///
@@ -141,7 +120,11 @@ impl Forward<'_> {
         let biased = |y: Tensor| bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias));
         let y = ops::linear(x, weight)?;
         let Some(pair) = self.pairs.and_then(|p| p.get(layer, target)) else { return Ok(biased(y)?) };
-        let dropped = self.dropout.map(|d| d.apply(x, layer, target)).transpose()?;
+        let dropped = self.dropout.map(|dropout| {
+            let mask: Vec<f32> = dropout.mask(layer, target).take(x.elem_count()).collect();
+            x * Tensor::from_vec(mask, x.shape(), x.device())?
+        });
+        let dropped = dropped.transpose()?;
         let low = ops::linear(dropped.as_ref().unwrap_or(x), &pair.a)?;
         let low = ops::linear(&low, &pair.b)?.affine(pair.scale, 0.0)?;
         let Some(gain) = pair.gain()? else { return Ok((biased(y)? + low)?) };

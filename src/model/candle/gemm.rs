@@ -6,93 +6,44 @@
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, bail};
-use gemm::Parallelism;
+
+use crate::model::product::{self, Parallelism, View};
 
 /// a · b for a `[…, m, k]` and b `[…, k, n]` in any layout, with the same dimensions before them; f32.
 ///
 /// Runs in the rayon pool that it is called from.
 pub fn product(a: &CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<(CpuStorage, Shape)> {
-    let (a, b) = match (a, b) {
-        (CpuStorage::F32(a), CpuStorage::F32(b)) => (Operand::new(a, a_layout)?, Operand::new(b, b_layout)?),
-        _ => bail!("a product on the CPU is of f32 values"),
-    };
-    let ((m, k), (inner, n)) = ((a.rows, a.columns), (b.rows, b.columns));
-    if inner != k || a.batch != b.batch || a_layout.dims().len() != b_layout.dims().len() {
+    let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else { bail!("a product on the CPU is of f32 values") };
+    let ([.., m, k], [.., inner, n]) = (a_layout.dims(), b_layout.dims()) else { bail!("a product of less than matrices") };
+    let batch = &a_layout.dims()[..a_layout.dims().len() - 2];
+    if inner != k || batch != &b_layout.dims()[..b_layout.dims().len() - 2] {
         bail!("a product of {:?} and {:?}", a_layout.dims(), b_layout.dims())
     }
-    let mut values = vec![0f32; a.batch * m * n];
-    if m > 0 && n > 0 && k > 0 {
-        for (i, out) in values.chunks_exact_mut(m * n).enumerate() {
-            // SAFETY: `out` is m × n values that nobody else sees, with their own strides of n and 1. `Operand::new` has made
-            // sure that every element of each of its batches lies within its slice, and both slices live until the end of
-            // this function, which gemm does not outlive.
-            unsafe {
-                gemm::gemm(
-                    m,
-                    n,
-                    k,
-                    out.as_mut_ptr(),
-                    1,
-                    n as isize,
-                    false,
-                    a.values[a.start(i)..].as_ptr(),
-                    a.column_stride as isize,
-                    a.row_stride as isize,
-                    b.values[b.start(i)..].as_ptr(),
-                    b.column_stride as isize,
-                    b.row_stride as isize,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    parallelism(),
-                );
-            }
-        }
+    let (a, b) = (matrices(a, a_layout)?, matrices(b, b_layout)?);
+    let mut values = vec![0f32; a.len() * m * n];
+    for ((a, b), out) in a.into_iter().zip(b).zip(values.chunks_exact_mut((m * n).max(1))) {
+        product::product(out, *n, a, b, 1.0, false, parallelism());
     }
-    let mut dims = a_layout.dims().to_vec();
-    dims.pop();
-    dims.push(n);
-    Ok((CpuStorage::F32(values), Shape::from(dims)))
+    Ok((CpuStorage::F32(values), Shape::from([batch, &[*m, *n]].concat())))
 }
 
-/// Matrices of one shape within a slice.
-struct Operand<'a> {
-    values: &'a [f32],
-    offset: usize,
-    batch: usize,
-    batch_stride: usize,
-    rows: usize,
-    row_stride: usize,
-    columns: usize,
-    column_stride: usize,
-}
-
-impl<'a> Operand<'a> {
-    /// Errors: not one or two dimensions more than a row; an element outside `values`.
-    fn new(values: &'a [f32], layout: &Layout) -> Result<Operand<'a>> {
-        let (batch, batch_stride, [rows, columns], [row_stride, column_stride]) = match (layout.dims(), layout.stride())
-        {
-            (&[rows, columns], &[by_row, by_column]) => (1, 0, [rows, columns], [by_row, by_column]),
-            (&[batch, rows, columns], &[by_batch, by_row, by_column]) => {
-                (batch, by_batch, [rows, columns], [by_row, by_column])
-            }
-            (dims, _) => bail!("a product of matrices {dims:?}"),
-        };
-        let offset = layout.start_offset();
-        let dims = [(batch, batch_stride), (rows, row_stride), (columns, column_stride)];
-        if dims.iter().all(|(n, _)| *n > 0) {
-            let last = dims.iter().try_fold(offset, |sum, (n, stride)| sum.checked_add((n - 1).checked_mul(*stride)?));
-            if last.is_none_or(|last| last >= values.len()) {
-                bail!("a matrix {:?} reaches beyond its {} values", layout.dims(), values.len())
-            }
+/// The matrices of one or more dimensions within a slice. Errors: not two or three dimensions; an element outside `values`.
+fn matrices<'a>(values: &'a [f32], layout: &Layout) -> Result<Vec<View<'a>>> {
+    let (batch, batch_stride, shape, strides) = match (layout.dims(), layout.stride()) {
+        (&[rows, columns], &[by_row, by_column]) => (1, 0, [rows, columns], [by_row, by_column]),
+        (&[batch, rows, columns], &[by_batch, by_row, by_column]) => {
+            (batch, by_batch, [rows, columns], [by_row, by_column])
         }
-        Ok(Operand { values, offset, batch, batch_stride, rows, row_stride, columns, column_stride })
-    }
-
-    fn start(&self, batch: usize) -> usize {
-        self.offset + batch * self.batch_stride
+        (dims, _) => bail!("a product of matrices {dims:?}"),
+    };
+    let at = |i: usize| {
+        let start = layout.start_offset().checked_add(i.checked_mul(batch_stride)?)?;
+        View::within(values.get(start..)?, shape, strides)
+    };
+    let all: Option<Vec<View<'_>>> = (0..batch).map(at).collect();
+    match all {
+        Some(all) => Ok(all),
+        None => bail!("a matrix {:?} reaches beyond its {} values", layout.dims(), values.len()),
     }
 }
 

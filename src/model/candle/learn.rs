@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::forward::{Dropout, Forward, Rope};
-use super::packed::Packed;
+use super::forward::{Forward, Rope};
 use super::pairs::{Pairs, Parts};
 use super::pass::{CandlePass, Course, Place};
 use super::weights::{self, Slot, Weights};
@@ -16,7 +15,9 @@ use super::{Shared, head};
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
+use crate::model::dropout::Dropout;
 use crate::model::lora::LoraWeights;
+use crate::model::packed::Packed;
 use crate::model::{Learner, Pass, PassOptions, Tokens};
 
 /// Learns the pairs of an adapter over frozen weights.
@@ -82,10 +83,8 @@ impl Learner for CandleLearner {
     }
 
     fn forward<'a>(&'a self, rows: &[&Tokens], options: PassOptions) -> Result<Box<dyn Pass + 'a>> {
-        let dropout = options.dropout.filter(|(probability, _)| *probability > 0.0);
-        let dropout = dropout.map(|(probability, seed)| Dropout { probability, seed });
         let base = options.kl.then(|| self.course(rows, None, None)?.hidden()).transpose()?;
-        let course = self.course(rows, Some(&self.pairs), dropout)?;
+        let course = self.course(rows, Some(&self.pairs), Dropout::of(&options))?;
         Ok(Box::new(CandlePass::new(course, base, &self.places, None)?))
     }
 

@@ -27,7 +27,7 @@ mod pass;
 pub(crate) mod tests;
 pub mod weights;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{Device, Tensor};
 
@@ -51,17 +51,7 @@ pub struct CandleNetwork {
 }
 
 /// Where a tensor's numbers come from, row-major: its name in checkpoints and its shape.
-pub type Numbers<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
-
-/// A network for as long as others use it.
-#[derive(Default)]
-pub struct WeakNetwork(Weak<Shared>);
-
-impl WeakNetwork {
-    pub fn upgrade(&self) -> Option<CandleNetwork> {
-        self.0.upgrade().map(|shared| CandleNetwork { shared })
-    }
-}
+type Numbers<'a> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>> + 'a;
 
 /// What every decoder and learner of a network shares.
 struct Shared {
@@ -99,15 +89,10 @@ impl CandleNetwork {
     }
 
     /// A network of the numbers that `numbers` gives for the name and shape of each tensor.
-    pub fn from_numbers(config: &ModelConfig, device: &Device, numbers: &mut Numbers<'_>) -> Result<Self> {
+    fn from_numbers(config: &ModelConfig, device: &Device, numbers: &mut Numbers<'_>) -> Result<Self> {
         let weights =
             Weights::gather(config, &mut |name, shape| Ok(Tensor::from_vec(numbers(name, shape)?, shape, device)?))?;
         Self::new(config.clone(), weights, device.clone())
-    }
-
-    /// A handle that does not keep the weights in memory.
-    pub fn downgrade(&self) -> WeakNetwork {
-        WeakNetwork(Arc::downgrade(&self.shared))
     }
 
     fn new(config: ModelConfig, weights: Weights, device: Device) -> Result<Self> {

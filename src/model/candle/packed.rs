@@ -1,62 +1,15 @@
-//! Training rows laid behind each other, without padding: one pass of the network over all of them.
+//! What the candle network does with rows that lie behind each other.
 
 use candle_core::Tensor;
 
 use super::attention::attention;
 use super::forward::by_head;
-use crate::error::{Error, Result};
-use crate::model::Tokens;
-use crate::model::config::ModelConfig;
-
-/// Rows laid behind each other, and what is asked of them.
-pub(super) struct Packed {
-    pub ids: Vec<u32>,
-    pub positions: Vec<u32>,
-    /// Where each row begins and how long it is.
-    rows: Vec<(usize, usize)>,
-    /// Tokens whose hidden state predicts a target, and those targets.
-    predicting: Vec<u32>,
-    pub targets: Vec<u32>,
-    /// Number of targets of each row.
-    counts: Vec<usize>,
-}
+use crate::error::Result;
+use crate::model::packed::Packed;
 
 impl Packed {
-    pub fn new(config: &ModelConfig, rows: &[&Tokens]) -> Result<Packed> {
-        let mut p = Packed {
-            ids: Vec::new(),
-            positions: Vec::new(),
-            rows: Vec::new(),
-            predicting: Vec::new(),
-            targets: Vec::new(),
-            counts: Vec::new(),
-        };
-        for row in rows {
-            config.check_ids(&row.ids)?;
-            if row.targets.len() != row.ids.len() || row.targets[0] || row.target_count() == 0 {
-                return Err(Error::failure("a training row needs a completion after its first token"));
-            }
-            let start = p.ids.len();
-            for (i, target) in row.targets.iter().enumerate() {
-                if *target {
-                    p.predicting.push((start + i - 1) as u32);
-                    p.targets.push(row.ids[i]);
-                }
-            }
-            p.rows.push((start, row.ids.len()));
-            p.counts.push(row.target_count());
-            p.positions.extend(0..row.ids.len() as u32);
-            p.ids.extend(&row.ids);
-        }
-        Ok(p)
-    }
-
-    pub fn longest(&self) -> usize {
-        self.rows.iter().map(|(_, len)| *len).max().unwrap_or(0)
-    }
-
     /// Each row attends to itself.
-    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    pub(super) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let mixed = self
             .rows
             .iter()
@@ -72,21 +25,8 @@ impl Packed {
     }
 
     /// Of hidden states `[tokens, …]` those that predict the targets, `[targets, …]`.
-    pub fn predicting(&self, hidden: &Tensor) -> Result<Tensor> {
+    pub(super) fn predicting(&self, hidden: &Tensor) -> Result<Tensor> {
         let index = Tensor::from_slice(&self.predicting, self.predicting.len(), hidden.device())?;
         Ok(hidden.index_select(&index, 0)?)
-    }
-
-    /// One value a target → one list a row.
-    pub fn split(&self, values: Vec<f32>) -> Vec<Vec<f32>> {
-        let mut rest = values.as_slice();
-        self.counts
-            .iter()
-            .map(|n| {
-                let (row, more) = rest.split_at(*n);
-                rest = more;
-                row.to_vec()
-            })
-            .collect()
     }
 }

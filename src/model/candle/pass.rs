@@ -9,9 +9,9 @@ use candle_core::{Tensor, Var};
 
 use super::forward::Forward;
 use super::head::{self, HeadBackward};
-use super::packed::Packed;
 use crate::error::{Error, Result};
 use crate::model::Pass;
+use crate::model::packed::Packed;
 
 /// A variable and where its gradient goes in the flat vector.
 pub(super) struct Place {

@@ -35,7 +35,7 @@ pub(crate) fn config(family: Family) -> ModelConfig {
     }
 }
 
-pub(super) fn numbers(n: usize, scale: f32, seed: u64) -> Vec<f32> {
+pub(crate) fn numbers(n: usize, scale: f32, seed: u64) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(seed);
     (0..n).map(|_| scale * (rng.random::<f32>() * 2.0 - 1.0)).collect()
 }
@@ -76,9 +76,13 @@ pub(super) fn rows() -> Vec<Tokens> {
 }
 
 /// Σ over rows of cᵢ·log pᵢ + eᵢ·KLᵢ with arbitrary coefficients, and its gradient.
-pub(super) fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f64, Vec<f32>) {
+pub(crate) fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f64, Vec<f32>) {
+    objective_with(learner, rows, PassOptions { kl, dropout: None })
+}
+
+pub(crate) fn objective_with(learner: &dyn Learner, rows: &[Tokens], options: PassOptions) -> (f64, Vec<f32>) {
     let rows: Vec<&Tokens> = rows.iter().collect();
-    let pass = learner.forward(&rows, PassOptions { kl, dropout: None }).unwrap();
+    let pass = learner.forward(&rows, options).unwrap();
     let weigh = |lists: &[Vec<f32>], seed: u64| -> (f64, Vec<Vec<f32>>) {
         let c: Vec<Vec<f32>> = lists.iter().enumerate().map(|(i, l)| numbers(l.len(), 1.0, seed + i as u64)).collect();
         let sum = lists.iter().flatten().zip(c.iter().flatten()).map(|(v, c)| f64::from(*v) * f64::from(*c)).sum();
@@ -87,7 +91,7 @@ pub(super) fn objective(learner: &dyn Learner, rows: &[Tokens], kl: bool) -> (f6
     let (a, d_logprobs) = weigh(pass.logprobs(), 5);
     let (b, d_kl) = weigh(pass.kl(), 50);
     let mut grads = vec![0.0; learner.len()];
-    pass.backward(&d_logprobs, kl.then_some(&d_kl), &mut grads).unwrap();
+    pass.backward(&d_logprobs, options.kl.then_some(&d_kl), &mut grads).unwrap();
     (a + b, grads)
 }
 
@@ -97,7 +101,7 @@ fn check_gradients(learner: &mut dyn Learner, start: &[f32], places: &[usize], r
 
 /// Compares gradients with central differences along coordinates of every tensor and along random directions. `hold` makes
 /// up for what the gradient takes to be constant.
-pub(super) fn check_gradients_holding(
+pub(crate) fn check_gradients_holding(
     learner: &mut dyn Learner,
     start: &[f32],
     places: &[usize],

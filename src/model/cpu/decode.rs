@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Shared;
+use super::{Shared, Turns};
 use super::attention::HeadCache;
 use super::interleaved::{Interleaved, TILE};
 use super::math::{rms_norm, rotate};
@@ -11,6 +11,7 @@ use super::pairs::Pairs;
 use super::plane::Plane;
 use super::products::{Layer, On};
 use super::rounded::Rounded;
+use super::tiles::Regions;
 use super::weights::Block;
 use crate::error::Result;
 use crate::model::Decoder;
@@ -133,15 +134,11 @@ impl Taken {
 
 impl Room {
     /// Cosines and sines of the positions from `past` on.
-    fn turns(&mut self, (frequencies, factor): &(Vec<f32>, f32), past: usize, tokens: usize) {
-        self.cos.resize(tokens, frequencies.len());
-        self.sin.resize(tokens, frequencies.len());
+    fn turns(&mut self, turns: &Turns, past: usize, tokens: usize) {
+        self.cos.resize(tokens, turns.frequencies.len());
+        self.sin.resize(tokens, turns.frequencies.len());
         for token in 0..tokens {
-            let turns = self.cos.row_mut(token).iter_mut().zip(self.sin.row_mut(token)).zip(frequencies);
-            for ((cos, sin), frequency) in turns {
-                let turn = ((past + token) as f32 * frequency).sin_cos();
-                (*sin, *cos) = (factor * turn.0, factor * turn.1);
-            }
+            turns.of(past + token, self.cos.row_mut(token), self.sin.row_mut(token));
         }
     }
 

@@ -76,6 +76,91 @@ pub fn swiglu(level: Level, gate: &mut [[f32; 16]], up: &[[f32; 16]]) {
     ));
 }
 
+/// out = silu(gate) · up
+pub fn gated(level: Level, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                *out = *gate / (1.0 + exp(-*gate)) * up;
+            }
+        },
+    ));
+}
+
+/// What flows back through [`gated`]: `gate` becomes that of the gate, and `d`, that of the value, becomes that of `up`.
+///
+/// silu′(x) = σ(x) · (1 + x · (1 − σ(x)))
+pub fn gated_back(level: Level, gate: &mut [f32], up: &[f32], d: &mut [f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            for ((gate, up), d) in gate.iter_mut().zip(up).zip(d) {
+                let (x, sigma) = (*gate, 1.0 / (1.0 + exp(-*gate)));
+                *gate = *d * up * (sigma * (1.0 + x * (1.0 - sigma)));
+                *d *= x * sigma;
+            }
+        },
+    ));
+}
+
+/// What flows back through [`rms_norm`], added to `dx`: with r = 1/√(mean(x²) + eps) and g = d · weight,
+/// r · g − x · r³ · mean(g · x).
+pub fn rms_back(level: Level, x: &[f32], weight: &[f32], eps: f32, d: &[f32], dx: &mut [f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            let r = 1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt();
+            let mut along = 0f64;
+            for ((x, d), weight) in x.iter().zip(d).zip(weight) {
+                along += f64::from(x * d * weight);
+            }
+            let along = along as f32 / x.len() as f32 * r * r * r;
+            for (((dx, x), d), weight) in dx.iter_mut().zip(x).zip(d).zip(weight) {
+                *dx += r * d * weight - x * along;
+            }
+        },
+    ));
+}
+
+/// ln Σ eˣ
+pub fn log_sum_exp(level: Level, x: &[f32]) -> f32 {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            let largest = x.iter().fold(f32::NEG_INFINITY, |most, x| if *x > most { *x } else { most });
+            largest + sum(x, |x| exp(x - largest)).ln()
+        },
+    ))
+}
+
+/// x becomes e^(x − all): probabilities, where `all` is x's [`log_sum_exp`].
+pub fn probabilities(level: Level, x: &mut [f32], all: f32) {
+    level.run(Loops(
+        #[inline(always)]
+        || x.iter_mut().for_each(|x| *x = exp(*x - all)),
+    ));
+}
+
+/// KL(p ‖ q) in nat of what [`probabilities`] makes of both.
+pub fn divergence(level: Level, (p, all_p): (&[f32], f32), (q, all_q): (&[f32], f32)) -> f32 {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            let mut parts = [0f32; 16];
+            let term = |p: f32, q: f32| exp(p - all_p) * ((p - all_p) - (q - all_q));
+            let ((ps, p_rest), (qs, q_rest)) = (p.as_chunks::<16>(), q.as_chunks::<16>());
+            for (p, q) in ps.iter().zip(qs) {
+                for ((part, p), q) in parts.iter_mut().zip(p).zip(q) {
+                    *part += term(*p, *q);
+                }
+            }
+            let rest: f32 = p_rest.iter().zip(q_rest).map(|(p, q)| term(*p, *q)).sum();
+            parts.iter().sum::<f32>() + rest
+        },
+    ))
+}
+
 /// x becomes softmax(x).
 pub fn softmax(level: Level, x: &mut [f32]) {
     level.run(Loops(

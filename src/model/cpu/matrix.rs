@@ -3,11 +3,14 @@
 //! It is made once, from the blocks of the file as they come (`pack`), and is the only copy in memory: the look-up of
 //! embeddings reads it too.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::interleaved::{Interleaved, by_parts};
 use super::kernels::dot::{
     BLOCK, Brains, Centred, Coded, Codes, Eight, Five, Four, Shifted, Six, Super, SuperHalves, exact, plain, rounded,
+    widen_coded, widen_plain,
 };
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
 use super::rounded::Rounded;
@@ -48,6 +51,10 @@ pub struct Input<'a> {
 impl Matrix {
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    pub fn columns(&self) -> usize {
+        self.columns
     }
 
     pub fn groups(&self) -> usize {
@@ -104,7 +111,14 @@ impl Matrix {
         }
     }
 
+    /// The numbers of sixteen rows: `out[k * stride..]` gets sixteen of the k-th of `columns`, which begin and end at whole
+    /// blocks.
+    pub fn widen(&self, level: Level, group: usize, columns: Range<usize>, out: &mut [f32], stride: usize) {
+        level.run(Widen { matrix: self, group, columns, out, stride });
+    }
+
     /// All rows, behind each other.
+    #[cfg(test)]
     pub fn numbers(&self) -> Vec<f32> {
         let mut all = vec![0.0; self.rows * self.columns];
         all.chunks_exact_mut(self.columns).enumerate().for_each(|(row, out)| self.read(row, out));
@@ -155,6 +169,43 @@ impl Work for Times<'_> {
             let sums = matrix.tile::<I, N>(isa, group, x, tile + first);
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
+    }
+}
+
+struct Widen<'a> {
+    matrix: &'a Matrix,
+    group: usize,
+    columns: Range<usize>,
+    out: &'a mut [f32],
+    stride: usize,
+}
+
+impl Work for Widen<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Widen { matrix, group, columns, out, stride } = self;
+        let blocks = columns.start / BLOCK..columns.end / BLOCK;
+        let columns = group * matrix.columns + columns.start..group * matrix.columns + columns.end;
+        macro_rules! coded {
+            ($coded:expr, $codes:ty, $scales:ty) => {
+                widen_coded::<I, $codes, $scales>(isa, $coded, group, blocks, out, stride)
+            };
+        }
+        match &matrix.body {
+            Body::F32(all) => widen_plain(isa, &all[columns], out, stride),
+            Body::F16(all) => widen_plain(isa, &all[columns], out, stride),
+            Body::BF16(all) => widen_plain(isa, &all[columns], out, stride),
+            Body::Q8_0(all) => coded!(all, Eight, Centred<0>),
+            Body::Q4_0(all) => coded!(all, Four, Centred<8>),
+            Body::Q4_1(all) => coded!(all, Four, Shifted),
+            Body::Q5_0(all) => coded!(all, Five, Centred<16>),
+            Body::Q5_1(all) => coded!(all, Five, Shifted),
+            Body::Q4K(all) => coded!(all, Four, Super),
+            Body::Q5K(all) => coded!(all, Five, Super),
+            Body::Q6K(all) => coded!(all, Six, SuperHalves),
+        }
     }
 }
 

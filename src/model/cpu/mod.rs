@@ -16,6 +16,7 @@ mod attention;
 mod decode;
 mod interleaved;
 mod kernels;
+mod learn;
 mod math;
 mod matrix;
 mod pack;
@@ -29,44 +30,58 @@ mod tests;
 mod tiles;
 mod weights;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use candle_core::Device;
-
-use super::candle::{CandleNetwork, WeakNetwork};
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
 use super::courtesy::Courtesy;
 use super::lora::{LoraWeights, Target};
-use super::memory::Memory;
+use super::memory::{self, Memory};
 use super::{Decoder, Learner, Network};
 use crate::error::{Context, Error, Result};
 use decode::CpuDecoder;
 use kernels::Level;
+use learn::CpuLearner;
 use pairs::Pairs;
 use pool::Pool;
 use products::On;
+use tiles::Regions;
 use weights::Weights;
 
 /// A Qwen network on the processor's cores.
 pub struct CpuNetwork {
     shared: Arc<Shared>,
-    /// The same weights as f32, while something learns on them.
-    learning: Mutex<WeakNetwork>,
 }
 
 /// What every decoder of a network shares.
 struct Shared {
     config: ModelConfig,
     weights: Weights,
-    /// Of the rotary embedding: an angle a position for each pair of a head, and a factor of cosines and sines.
-    turns: (Vec<f32>, f32),
+    turns: Turns,
     /// ‖W‖² of each row of the linear layers that were asked for, `[out]`: they never change.
     row_squares: Vec<[OnceLock<Vec<f64>>; 7]>,
     pool: Pool,
     level: Level,
     /// See `CpuDecoder::exact`.
     exact: bool,
+}
+
+/// The rotary embedding.
+struct Turns {
+    /// An angle a position, for each pair of numbers of a head.
+    frequencies: Vec<f32>,
+    /// Of cosines and sines.
+    factor: f32,
+}
+
+impl Turns {
+    /// The cosines and sines of a position.
+    fn of(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
+            let turn = (position as f32 * frequency).sin_cos();
+            (*sin, *cos) = (self.factor * turn.0, self.factor * turn.1);
+        }
+    }
 }
 
 impl Shared {
@@ -102,32 +117,18 @@ impl CpuNetwork {
     }
 
     fn new(config: &ModelConfig, weights: Weights, pool: Pool, level: Level, exact: bool) -> CpuNetwork {
-        let turns = config.rope_scaling.frequencies(config.head_dim, config.rope_theta);
+        let (frequencies, factor) = config.rope_scaling.frequencies(config.head_dim, config.rope_theta);
+        let turns = Turns { frequencies, factor };
         let row_squares = (0..config.layers).map(|_| Default::default()).collect();
         let shared = Shared { config: config.clone(), weights, turns, row_squares, pool, level, exact };
-        CpuNetwork { shared: Arc::new(shared), learning: Mutex::default() }
-    }
-
-    /// The weights widened for the candle network; those of a learner that still lives serve again.
-    fn widened(&self) -> Result<CandleNetwork> {
-        let mut learning = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(network) = learning.upgrade() {
-            return Ok(network);
-        }
-        let Shared { config, weights, .. } = &*self.shared;
-        CandleNetwork::memory(config)?.check().context("training")?;
-        let network = CandleNetwork::from_numbers(config, &Device::Cpu, &mut |name, _| {
-            weights.numbers(name).ok_or_else(|| Error::failure(format!("tensor {name} is missing")))
-        })?;
-        *learning = network.downgrade();
-        Ok(network)
+        CpuNetwork { shared: Arc::new(shared) }
     }
 
     /// What a network of these weights takes.
     pub fn memory(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<Memory> {
         let bytes = if config.is_small() { 4 } else { 2 };
         let token = 2 * bytes * (config.layers * config.kv_heads * config.head_dim) as u64;
-        let learning = CandleNetwork::memory(config)?.weights;
+        let learning = learn::kept_bytes(config, memory::PASS_TOKENS);
         Ok(Memory { weights: weights::size(config, checkpoint), learning, token })
     }
 }
@@ -155,6 +156,6 @@ impl Network for CpuNetwork {
 
     fn learner(&self, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> Result<Box<dyn Learner>> {
         self.shared.config.check_fit(layout).context("the adapter does not fit this base")?;
-        self.widened()?.learner(layout, courtesy)
+        Ok(Box::new(CpuLearner::new(Arc::clone(&self.shared), layout, courtesy)))
     }
 }

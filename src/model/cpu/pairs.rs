@@ -22,7 +22,9 @@ impl Pairs {
         });
         let mut pairs: Vec<[Option<Pair>; 7]> = (0..shared.config.layers).map(|_| Default::default()).collect();
         for (m, mut pair) in lora.modules.iter().zip(packed) {
-            pair.gain = lora.magnitude(m).map(|magnitudes| gain(shared, lora, m, magnitudes));
+            pair.gain = lora.magnitude(m).map(|magnitudes| {
+                magnitudes.iter().zip(inverse_norms(shared, lora, m)).map(|(m, inverse)| m * inverse).collect()
+            });
             pairs[m.layer][m.target as usize] = Some(pair);
         }
         Pairs(pairs)
@@ -33,9 +35,9 @@ impl Pairs {
     }
 }
 
-/// DoRA's factor of each output: its magnitude over the length of its row of W + s·B A, which is not formed:
+/// 1 / ‖W + s·B A‖ of each row of a module with DoRA, without forming B A:
 /// ‖W + s·B A‖² = ‖W‖² + 2s·rowsum((W Aᵀ) ∘ B) + s²·rowsum((B A Aᵀ) ∘ B).
-fn gain(shared: &Shared, lora: &LoraWeights, m: &LoraModule, magnitudes: &[f32]) -> Vec<f32> {
+pub fn inverse_norms(shared: &Shared, lora: &LoraWeights, m: &LoraModule) -> Vec<f32> {
     let (rank, scale) = (m.rank, f64::from(m.scale));
     let mut a = Plane::new(rank, m.in_features);
     lora.a(m).chunks_exact(m.in_features).enumerate().for_each(|(at, row)| a.row_mut(at).copy_from_slice(row));
@@ -46,8 +48,8 @@ fn gain(shared: &Shared, lora: &LoraWeights, m: &LoraModule, magnitudes: &[f32])
     let dot = |i: usize, j: usize| a.row(i).iter().zip(a.row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     let gram: Vec<f64> = (0..rank * rank).map(|at| dot(at / rank, at % rank)).collect();
     let squares = shared.row_squares(m.layer, m.target);
-    let rows = lora.b(m).chunks_exact(rank).zip(squares).zip(magnitudes).enumerate();
-    rows.map(|(out, ((b, square), magnitude))| {
+    let rows = lora.b(m).chunks_exact(rank).zip(squares).enumerate();
+    rows.map(|(out, (b, square))| {
         let (mut cross, mut own) = (0.0, 0.0);
         for (k, b_k) in b.iter().enumerate() {
             let along: f64 = gram[k * rank..][..rank].iter().zip(b).map(|(g, b)| g * f64::from(*b)).sum();
@@ -56,7 +58,7 @@ fn gain(shared: &Shared, lora: &LoraWeights, m: &LoraModule, magnitudes: &[f32])
         }
         let square = square + 2.0 * scale * cross + scale * scale * own;
         // A row of zeros has no direction: its output is zero whatever its magnitude.
-        if square > 0.0 { (f64::from(*magnitude) / square.sqrt()) as f32 } else { 0.0 }
+        if square > 0.0 { (1.0 / square.sqrt()) as f32 } else { 0.0 }
     })
     .collect()
 }

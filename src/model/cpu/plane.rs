@@ -1,5 +1,9 @@
 //! Rows of f32 behind each other: the activations of some tokens.
 
+use std::ops::Range;
+
+use crate::model::product::View;
+
 /// `[rows, width]`. Rows are `stride` apart, a multiple of sixteen, so that a group of sixteen columns is whole.
 #[derive(Debug, Clone, Default)]
 pub struct Plane {
@@ -40,6 +44,12 @@ impl Plane {
     pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
         let stride = self.stride();
         &mut self.data[row * stride..][..self.width]
+    }
+
+    /// Some columns of some rows.
+    pub fn view(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_> {
+        let from = self.data.get(rows.start * self.stride() + columns.start..).unwrap_or_default();
+        View::rows(from, rows.len(), columns.len(), self.stride())
     }
 
     /// From the first row on, rows a stride apart.

@@ -204,6 +204,7 @@ mod job {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tiles::Regions;
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use super::math::swiglu;
 use super::matrix::{Input, Matrix};
 use super::plane::Plane;
 use super::pool::Pool;
+use super::tiles::Regions;
 
 /// Where products are computed, and how.
 #[derive(Clone, Copy)]

@@ -4,6 +4,7 @@ use super::kernels::dot::BLOCK;
 use super::kernels::{Isa, Level, Work};
 use super::plane::Plane;
 use super::pool::Pool;
+use super::tiles::Regions;
 
 /// Vectors of one width, a multiple of [`BLOCK`].
 #[derive(Debug, Default)]

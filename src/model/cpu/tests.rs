@@ -24,13 +24,13 @@ use crate::model::{Decoder, Network};
 const PROMPT: [u32; 21] = [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 3, 2, 30, 33, 1, 0, 31, 4, 15, 9];
 
 /// Wide enough for every type where `wide`; else of widths that only plain numbers can have.
-fn config(family: Family, wide: bool) -> ModelConfig {
+pub(super) fn config(family: Family, wide: bool) -> ModelConfig {
     let (hidden_size, intermediate_size, head_dim) = if wide { (256, 512, 64) } else { (24, 40, 10) };
     ModelConfig { hidden_size, intermediate_size, head_dim, ..crate::model::candle::tests::config(family) }
 }
 
 /// Random tensors: matrices as `storage`, vectors as F32.
-fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
+pub(super) fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
     let mut rng = StdRng::seed_from_u64(3);
     let (mut bytes, mut tensors) = (Vec::new(), BTreeMap::new());
     for slot in weights::slots(config).unwrap() {
@@ -50,7 +50,7 @@ fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
     Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None }
 }
 
-fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {
+pub(super) fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {
     let pool = Pool::new(threads).unwrap();
     let weights = Weights::read(config, checkpoint, &pool).unwrap();
     CpuNetwork::new(config, weights, pool, level, false)
@@ -86,7 +86,7 @@ fn read(decoder: &mut dyn Decoder, pieces: &[usize]) -> Vec<f32> {
 }
 
 /// The adapter with magnitudes.
-fn dora(lora: &LoraWeights) -> LoraWeights {
+pub(super) fn dora(lora: &LoraWeights) -> LoraWeights {
     let shape = |m: &LoraModule| LoraShape {
         layer: m.layer,
         target: m.target,
@@ -203,27 +203,6 @@ fn after_scoring_and_in_a_small_network_every_bit_counts() {
     let small = CpuNetwork::load(&config, &checkpoint, 1).unwrap();
     let (_, worst) = apart(&normalised(&read(&mut *small.decoder(None).unwrap(), &[21])), &expected);
     assert!(worst < 1e-4, "{worst}");
-}
-
-#[test]
-fn what_learns_has_the_numbers_of_the_file() {
-    for (storage, family) in [(Storage::Q6K, Family::Qwen3), (Storage::BF16, Family::Qwen2)] {
-        let config = config(family, storage.block().0 > 1);
-        let checkpoint = checkpoint(&config, storage);
-        let network = network(&config, &checkpoint, 1, Level::detect());
-        for slot in weights::slots(&config).unwrap() {
-            let expected = checkpoint.tensor(&slot.name, &slot.shape).unwrap();
-            assert_eq!(network.shared.weights.numbers(&slot.name), Some(expected), "{}", slot.name);
-        }
-        let lora = adapter(&config, &[Target::Up]);
-        let first = network.learner(&lora, Arc::default()).unwrap();
-        assert!(network.learning.lock().unwrap().upgrade().is_some());
-        let second = network.learner(&lora, Arc::default()).unwrap();
-        drop(first);
-        assert!(network.learning.lock().unwrap().upgrade().is_some());
-        drop(second);
-        assert!(network.learning.lock().unwrap().upgrade().is_none(), "memory is given back");
-    }
 }
 
 #[test]

@@ -48,6 +48,10 @@ impl Tile<'_> {
         self.rows
     }
 
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// The tile's columns of its `row`-th row.
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         assert!(row < self.rows, "a row outside the tile");
@@ -67,16 +71,26 @@ pub struct Place {
     pub column: usize,
 }
 
-impl Pool {
+/// Something that runs tasks.
+///
+/// # Safety
+///
+/// `run` runs each of `task(0)` to `task(tasks - 1)` once at most, and is done with them when it returns.
+pub unsafe trait Regions {
+    /// Says whether all were run.
+    type Done;
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) -> Self::Done;
+
     /// Cuts planes into tiles of `rows` × `columns` and runs `task` on each; tiles of sixteen columns may reach into the
     /// room behind a row's end. `each` neighbours go to one thread.
-    pub fn tiles<const N: usize>(
+    fn tiles<const N: usize>(
         &self,
         planes: [&mut Plane; N],
         (rows, columns): (usize, usize),
         each: usize,
         task: impl Fn(Place, &mut Tile<'_>) + Sync,
-    ) {
+    ) -> Self::Done {
         let planes = planes.map(|plane| {
             let (all, stride, across) = (plane.rows(), plane.stride(), plane.width().div_ceil(columns));
             (all, stride, across, Parts::new(plane.data_mut()))
@@ -98,36 +112,52 @@ impl Pool {
                 // Tiles are apart: every place is the task of one only.
                 task(place, &mut Tile { parts, stride: *stride, first_row, rows, first_column, columns });
             }
-        });
+        })
     }
 
     /// Runs `task` on each row.
-    pub fn rows(&self, plane: &mut Plane, task: impl Fn(usize, &mut [f32]) + Sync) {
+    fn rows(&self, plane: &mut Plane, task: impl Fn(usize, &mut [f32]) + Sync) -> Self::Done {
         let (stride, width) = (plane.stride(), plane.width());
-        self.chunks(plane.data_mut(), stride, |row, out| task(row, &mut out[..width]));
+        self.chunks(plane.data_mut(), stride.max(1), |row, out| task(row, &mut out[..width]))
     }
 
     /// Runs `task` on each element.
-    pub fn each<T: Send>(&self, elements: &mut [T], task: impl Fn(usize, &mut T) + Sync) {
-        self.chunks(elements, 1, |at, chunk| task(at, &mut chunk[0]));
-    }
-
-    /// What `task` makes of 0 to `tasks - 1`, in their order.
-    pub fn map<T: Send>(&self, tasks: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
-        let mut made: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
-        self.each(&mut made, |at, place| *place = Some(task(at)));
-        made.into_iter().flatten().collect()
+    fn each<T: Send>(&self, elements: &mut [T], task: impl Fn(usize, &mut T) + Sync) -> Self::Done {
+        self.chunks(elements, 1, |at, chunk| task(at, &mut chunk[0]))
     }
 
     /// Runs `task` on each chunk of `size` elements; the last may be shorter.
-    pub fn chunks<T: Send>(&self, elements: &mut [T], size: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+    fn chunks<T: Send>(
+        &self,
+        elements: &mut [T],
+        size: usize,
+        task: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Self::Done {
         let (len, tasks) = (elements.len(), elements.len().div_ceil(size));
         let parts = Parts::new(elements);
         self.run(tasks, &|at| {
             // SAFETY: every task has its own chunk, and runs once.
             let chunk = unsafe { parts.part(at * size, size.min(len - at * size)) };
             task(at, chunk);
-        });
+        })
+    }
+}
+
+// SAFETY: see `Pool::run`, whose tasks are each taken from one counter.
+unsafe impl Regions for Pool {
+    type Done = ();
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        Pool::run(self, tasks, task);
+    }
+}
+
+impl Pool {
+    /// What `task` makes of 0 to `tasks - 1`, in their order.
+    pub fn map<T: Send>(&self, tasks: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        let mut made: Vec<Option<T>> = (0..tasks).map(|_| None).collect();
+        self.each(&mut made, |at, place| *place = Some(task(at)));
+        made.into_iter().flatten().collect()
     }
 }
 

@@ -49,19 +49,6 @@ impl Weights {
         })
     }
 
-    /// The numbers of a tensor by its name in checkpoints, row-major: those of the file.
-    pub fn numbers(&self, name: &str) -> Option<Vec<f32>> {
-        match name {
-            "model.embed_tokens.weight" => Some(self.embed.numbers()),
-            "lm_head.weight" => self.head.as_ref().map(Matrix::numbers),
-            "model.norm.weight" => Some(self.norm.clone()),
-            _ => {
-                let (layer, name) = name.strip_prefix("model.layers.")?.split_once('.')?;
-                self.blocks.get(layer.parse::<usize>().ok()?)?.numbers(name)
-            }
-        }
-    }
-
     /// The output layer.
     pub fn head(&self) -> Layer<'_> {
         Layer { matrix: self.head.as_ref().unwrap_or(&self.embed), bias: None, pair: None }
@@ -73,24 +60,6 @@ impl Block {
     pub fn layer(&self, target: Target) -> Layer<'_> {
         let at = target as usize;
         Layer { matrix: &self.matrices[at], bias: self.biases[at].as_deref(), pair: None }
-    }
-
-    /// As [`Weights::numbers`], by the name within the block.
-    fn numbers(&self, name: &str) -> Option<Vec<f32>> {
-        match name {
-            "input_layernorm.weight" => return Some(self.input_norm.clone()),
-            "post_attention_layernorm.weight" => return Some(self.post_norm.clone()),
-            "self_attn.q_norm.weight" => return self.q_norm.clone(),
-            "self_attn.k_norm.weight" => return self.k_norm.clone(),
-            _ => {}
-        }
-        let (module, what) = name.rsplit_once('.')?;
-        let target = Target::ALL.into_iter().find(|t| module == format!("{}.{}", t.block(), t.name()))?;
-        match what {
-            "weight" => Some(self.matrices[target as usize].numbers()),
-            "bias" => self.biases[target as usize].clone(),
-            _ => None,
-        }
     }
 }
 

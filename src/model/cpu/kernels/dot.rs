@@ -3,6 +3,8 @@
 //! A vector is a row of activations: f32, some of them side by side ([`Interleaved`](super::super::interleaved::Interleaved)),
 //! or rounded to eight bits in blocks ([`Rounded`]). Every sum runs over the columns in their order, whoever computes it.
 
+use std::ops::Range;
+
 use super::{Floats, Halves, Isa, LANES, Line};
 use crate::model::cpu::rounded::{Rounded, Rounding};
 
@@ -264,6 +266,41 @@ pub fn exact<I: Isa, C: Codes, S: Scales, const N: usize>(
         }
     }
     sum
+}
+
+/// The numbers of sixteen rows, from column to column: `out[k * stride..]` gets those of `columns[k]`.
+#[inline(always)]
+pub fn widen_plain<I: Isa, C: Column>(isa: I, columns: &[C], out: &mut [f32], stride: usize) {
+    for (column, out) in columns.iter().zip(out.chunks_mut(stride)) {
+        out[..LANES].copy_from_slice(&isa.store(column.widen(isa)));
+    }
+}
+
+/// As [`widen_plain`], of the `blocks` of a group: as [`exact`] multiplies with them.
+#[inline(always)]
+pub fn widen_coded<I: Isa, C: Codes, S: Scales>(
+    isa: I,
+    coded: &Coded,
+    group: usize,
+    blocks: Range<usize>,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let lines = &coded.lines[group * coded.blocks * C::LINES..][..coded.blocks * C::LINES];
+    let lines = &lines[blocks.start * C::LINES..blocks.end * C::LINES];
+    let mut out = out.chunks_mut(stride);
+    for (block, lines) in blocks.zip(lines.chunks_exact(C::LINES)) {
+        let codes = C::unpack(isa, lines);
+        let Scale { scale, shift } = S::at(isa, coded, group, block);
+        for (g, codes) in codes.into_iter().enumerate() {
+            for at in 0..4 {
+                let code = if C::BITS == 8 { isa.code::<true>(codes, at) } else { isa.code::<false>(codes, at) };
+                if let Some(out) = out.next() {
+                    out[..LANES].copy_from_slice(&isa.store(isa.fma(code, scale[g / 4], shift[g / 4])));
+                }
+            }
+        }
+    }
 }
 
 /// A block of eight-bit codes, as [`Isa::dot`] takes them.

@@ -174,6 +174,35 @@ fn rows_read_back_are_the_numbers_of_the_file_bit_for_bit() {
 }
 
 #[test]
+fn panels_hold_the_numbers_of_the_file() {
+    let mut rng = StdRng::seed_from_u64(10);
+    for storage in Storage::READABLE {
+        let wide = *widths(storage).last().unwrap();
+        let (matrix, numbers) = matrix(storage, 37, wide, &mut rng);
+        let block = if storage.block().0 == 1 { 1 } else { 32 };
+        for columns in [0..wide, block..wide, 0..wide - block] {
+            for level in Level::all() {
+                // Two groups side by side, and a column between that nobody may touch.
+                let (stride, first) = (33, 1);
+                let mut panel = vec![7.0; columns.len() * stride];
+                for group in 0..2 {
+                    matrix.widen(level, first + group, columns.clone(), &mut panel[group * LANES..], stride);
+                }
+                for (column, row) in columns.clone().zip(panel.chunks(stride)) {
+                    for lane in 0..2 * LANES {
+                        let at = first * LANES + lane;
+                        let expected = if at < 37 { numbers[at * wide + column] } else { 0.0 };
+                        let near = (row[lane] - expected).abs() <= 1e-5 * (1.0 + expected.abs());
+                        assert!(near, "{storage}, {level:?}: {} and {expected}", row[lane]);
+                    }
+                    assert_eq!(row[2 * LANES], 7.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn packed_matrices_are_hardly_larger_than_their_files() {
     let mut rng = StdRng::seed_from_u64(9);
     for storage in Storage::READABLE {

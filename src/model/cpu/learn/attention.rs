@@ -1,0 +1,166 @@
+//! Causal attention of training rows, forward and backward: each row sees itself.
+//!
+//! Scores exist for a few queries at a time, and are made again in the backward, which needs queries, keys and values alone.
+//! With P = softmax(s · Q Kᵀ) and O = P V: dV = Pᵀ dO; dS = P ∘ (dP − Σ dP ∘ P), dP = dO Vᵀ; dQ = s · dS K; dK = s · dSᵀ Q.
+
+use std::ops::Range;
+
+use super::linear::{Room, in_room, multiply, put, taken};
+use super::polite::Polite;
+use crate::error::Result;
+use crate::model::cpu::kernels::Level;
+use crate::model::cpu::math::softmax;
+use crate::model::cpu::plane::Plane;
+use crate::model::cpu::tiles::Regions;
+use crate::model::product::View;
+
+/// Queries whose scores exist at once.
+const QUERIES: usize = 64;
+/// Queries of a task.
+const SEGMENT: usize = 512;
+
+/// What attends to what: tokens of rows that lie behind each other.
+#[derive(Clone, Copy)]
+pub struct Attention<'a> {
+    /// Where each row begins and how long it is.
+    pub rows: &'a [(usize, usize)],
+    pub head_dim: usize,
+    /// `[tokens, heads · head_dim]`, turned, normalised and scaled.
+    pub q: &'a Plane,
+    /// `[tokens, kv_heads · head_dim]`, turned and normalised.
+    pub k: &'a Plane,
+    pub v: &'a Plane,
+}
+
+/// Some queries of one head.
+#[derive(Clone)]
+struct Segment {
+    /// Where their row begins.
+    start: usize,
+    queries: Range<usize>,
+    head: usize,
+}
+
+/// What flows back from a segment, row-major.
+#[derive(Default)]
+struct Slopes {
+    /// `[queries, head_dim]`
+    q: Vec<f32>,
+    /// Of the tokens from the row's start to the last query, `[seen, head_dim]`.
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Attention<'_> {
+    fn segments(&self) -> Vec<Segment> {
+        let of_row = |&(start, len): &(usize, usize)| {
+            let heads = self.q.width() / self.head_dim;
+            let parts = (0..len).step_by(SEGMENT).map(move |from| start + from..start + len.min(from + SEGMENT));
+            parts.flat_map(move |queries| (0..heads).map(move |head| Segment { start, queries: queries.clone(), head }))
+        };
+        self.rows.iter().flat_map(of_row).collect()
+    }
+
+    /// The columns of a head of q, and of its keys and values.
+    fn columns(&self, head: usize) -> (Range<usize>, Range<usize>) {
+        let group = self.q.width() / self.k.width();
+        let of = |head: usize| head * self.head_dim..(head + 1) * self.head_dim;
+        (of(head), of(head / group))
+    }
+
+    /// softmax(q Kᵀ) of some queries of a segment, `[queries, seen]`: keys from the row's start to the last of them.
+    fn scores(&self, level: Level, segment: &Segment, queries: Range<usize>, out: &mut [f32]) {
+        let ((mine, theirs), seen) = (self.columns(segment.head), queries.end - segment.start);
+        let k = self.k.view(segment.start..queries.end, theirs);
+        multiply(out, seen, self.q.view(queries.clone(), mine), k.t(), 1.0, false);
+        for (query, scores) in queries.zip(out.chunks_exact_mut(seen)) {
+            let (visible, hidden) = scores.split_at_mut(query + 1 - segment.start);
+            softmax(level, visible);
+            hidden.fill(0.0);
+        }
+    }
+
+    /// Pieces of a segment's queries.
+    fn pieces(segment: &Segment) -> impl Iterator<Item = Range<usize>> {
+        let Range { start, end } = segment.queries;
+        (start..end).step_by(QUERIES).map(move |from| from..end.min(from + QUERIES))
+    }
+}
+
+impl Polite<'_> {
+    /// What the queries see, `[tokens, heads · head_dim]`.
+    pub fn attend(self, attention: Attention<'_>) -> Result<Plane> {
+        let (dim, segments) = (attention.head_dim, attention.segments());
+        let mut mixed: Vec<Vec<f32>> = vec![Vec::new(); segments.len()];
+        self.each(&mut mixed, |at, mixed| {
+            let segment = &segments[at];
+            let (_, theirs) = attention.columns(segment.head);
+            mixed.resize(segment.queries.len() * dim, 0.0);
+            for (queries, mixed) in Attention::pieces(segment).zip(mixed.chunks_mut(QUERIES * dim)) {
+                in_room(|Room { out, .. }| {
+                    let seen = queries.end - segment.start;
+                    let p = taken(out, queries.len() * seen);
+                    attention.scores(self.level, segment, queries.clone(), p);
+                    let v = attention.v.view(segment.start..queries.end, theirs.clone());
+                    multiply(mixed, dim, View::rows(p, queries.len(), seen, seen), v, 1.0, false);
+                });
+            }
+        })?;
+        let mut out = Plane::new(attention.q.rows(), attention.q.width());
+        for (segment, mixed) in segments.iter().zip(&mixed) {
+            let (mine, _) = attention.columns(segment.head);
+            add(&mut out, segment.queries.start, mine, mixed);
+        }
+        Ok(out)
+    }
+
+    /// What flows back to q, k and v (as they are given) from that of the result.
+    pub fn attend_back(self, attention: Attention<'_>, d_mixed: &Plane) -> Result<[Plane; 3]> {
+        let (dim, segments) = (attention.head_dim, attention.segments());
+        let mut slopes: Vec<Slopes> = segments.iter().map(|_| Slopes::default()).collect();
+        self.each(&mut slopes, |at, slopes| {
+            let segment = &segments[at];
+            let (mine, theirs) = attention.columns(segment.head);
+            let all = segment.queries.end - segment.start;
+            *slopes = Slopes {
+                q: vec![0.0; segment.queries.len() * dim],
+                k: vec![0.0; all * dim],
+                v: vec![0.0; all * dim],
+            };
+            for (queries, d_q) in Attention::pieces(segment).zip(slopes.q.chunks_mut(QUERIES * dim)) {
+                in_room(|Room { out, more, .. }| {
+                    let (n, seen) = (queries.len(), queries.end - segment.start);
+                    let (p, d) = (taken(out, n * seen), taken(more, n * seen));
+                    attention.scores(self.level, segment, queries.clone(), p);
+                    let d_mixed = d_mixed.view(queries.clone(), mine.clone());
+                    let keys = segment.start..queries.end;
+                    let (k, v) = (attention.k.view(keys.clone(), theirs.clone()), attention.v.view(keys, theirs.clone()));
+                    multiply(&mut slopes.v, dim, View::rows(p, n, seen, seen).t(), d_mixed, 1.0, true);
+                    multiply(d, seen, d_mixed, v.t(), 1.0, false);
+                    for (p, d) in p.chunks_exact(seen).zip(d.chunks_exact_mut(seen)) {
+                        let along: f64 = p.iter().zip(&*d).map(|(p, d)| f64::from(p * d)).sum();
+                        d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along as f32));
+                    }
+                    let d = View::rows(d, n, seen, seen);
+                    multiply(d_q, dim, d, k, 1.0, false);
+                    multiply(&mut slopes.k, dim, d.t(), attention.q.view(queries, mine.clone()), 1.0, true);
+                });
+            }
+        })?;
+        let [mut d_q, mut d_k, mut d_v] = [attention.q, attention.k, attention.v].map(|x| Plane::new(x.rows(), x.width()));
+        for (segment, slopes) in segments.iter().zip(&slopes) {
+            let (mine, theirs) = attention.columns(segment.head);
+            add(&mut d_q, segment.queries.start, mine, &slopes.q);
+            add(&mut d_k, segment.start, theirs.clone(), &slopes.k);
+            add(&mut d_v, segment.start, theirs, &slopes.v);
+        }
+        Ok([d_q, d_k, d_v])
+    }
+}
+
+/// Adds rows as wide as `columns` to those of a plane from `first` on.
+fn add(plane: &mut Plane, first: usize, columns: Range<usize>, rows: &[f32]) {
+    for (row, values) in (first..).zip(rows.chunks_exact(columns.len())) {
+        put(&mut plane.row_mut(row)[columns.clone()], values, true);
+    }
+}
