@@ -21,9 +21,9 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Trains as `expected` says; the metrics, and the final adapter's greatest distance from the reference.
-fn follow(values: &Path, folder: &Path) {
-    let name = folder.file_name().unwrap().to_str().unwrap();
+/// Trains on `network` as `expected` says; the metrics, and the final adapter's greatest distance from the reference.
+fn follow(values: &Path, folder: &Path, network: &str) {
+    let name = format!("{} on {network}", folder.file_name().unwrap().to_str().unwrap());
     let expected = json(&folder.join("expected.json"));
     let model = values.join("models").join(expected["base"].as_str().unwrap());
     let home = tempfile::tempdir().unwrap();
@@ -53,6 +53,7 @@ fn follow(values: &Path, folder: &Path) {
     .collect();
     let mut command = Command::new(env!("CARGO_BIN_EXE_finch"));
     command.arg("train").args(arguments).env("FINCH_HOME", home.path().join("finch"));
+    command.env("FINCH_NETWORK", network);
     if text("kind") != "sft" {
         command.args(["--beta", &text("beta")]);
     }
@@ -90,7 +91,7 @@ fn follow_all(kind: &str) {
     for values in computed_values() {
         for folder in subfolders(&values.join("training")) {
             if folder.to_str().unwrap().ends_with(&format!("--{kind}")) {
-                follow(&values, &folder);
+                ["cpu", "candle"].into_iter().for_each(|network| follow(&values, &folder, network));
             }
         }
     }

@@ -3,8 +3,8 @@
 //! This file is the seam. The engine and the trainer know a network only through the three traits below: token ids in,
 //! logits out ([`Decoder`]); token ids in, log-probabilities of completion tokens out, their gradients back in, parameter
 //! gradients out ([`Learner`], [`Pass`]). Every training objective is a function of those log-probabilities, and logits are
-//! never held whole. Behind the seam stand two networks: the candle one (any device, training, the oracle in tests) and a
-//! faster one for the CPU, which trains on the candle one. Nothing above knows which.
+//! never held whole. Behind the seam stand two networks: the candle one (any device, the oracle in tests) and a faster one for
+//! the CPU. Nothing above knows which.
 
 pub mod backend;
 pub mod builtin;

@@ -10,6 +10,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use super::row::Row;
 use crate::error::{Error, Result};
 use crate::model::config::ModelConfig;
+use crate::model::memory::PASS_TOKENS;
 use crate::model::{Learner, PassOptions};
 
 /// What one step's rows gave.
@@ -39,13 +40,11 @@ pub struct StepOptions {
 
 /// Tokens of a pass where several run side by side: below the size from which candle shares an operation between threads.
 const SMALL_PASS: usize = 80;
-/// Tokens of a pass that has all cores to itself.
-const LARGE_PASS: usize = 1024;
 
 impl Lanes {
     /// What suits the network: a core a pass where products are too small to be shared, else all cores for one pass.
     pub fn for_network(config: &ModelConfig, threads: usize) -> Result<Lanes> {
-        if config.is_small() { Lanes::new(threads, SMALL_PASS) } else { Ok(Lanes::shared(LARGE_PASS)) }
+        if config.is_small() { Lanes::new(threads, SMALL_PASS) } else { Ok(Lanes::shared(PASS_TOKENS)) }
     }
 
     /// `threads` passes at a time, each on one core: for networks too small to share a product between cores.

@@ -14,7 +14,9 @@ use crate::model::product::{self, Parallelism, View};
 /// Runs in the rayon pool that it is called from.
 pub fn product(a: &CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Layout) -> Result<(CpuStorage, Shape)> {
     let (CpuStorage::F32(a), CpuStorage::F32(b)) = (a, b) else { bail!("a product on the CPU is of f32 values") };
-    let ([.., m, k], [.., inner, n]) = (a_layout.dims(), b_layout.dims()) else { bail!("a product of less than matrices") };
+    let ([.., m, k], [.., inner, n]) = (a_layout.dims(), b_layout.dims()) else {
+        bail!("a product of less than matrices")
+    };
     let batch = &a_layout.dims()[..a_layout.dims().len() - 2];
     if inner != k || batch != &b_layout.dims()[..b_layout.dims().len() - 2] {
         bail!("a product of {:?} and {:?}", a_layout.dims(), b_layout.dims())

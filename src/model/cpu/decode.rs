@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::{Shared, Turns};
 use super::attention::HeadCache;
 use super::interleaved::{Interleaved, TILE};
 use super::math::{rms_norm, rotate};
@@ -13,6 +12,7 @@ use super::products::{Layer, On};
 use super::rounded::Rounded;
 use super::tiles::Regions;
 use super::weights::Block;
+use super::{Shared, Turns};
 use crate::error::Result;
 use crate::model::Decoder;
 use crate::model::lora::Target;

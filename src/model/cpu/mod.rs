@@ -1,5 +1,5 @@
-//! The CPU network: Qwen2 and Qwen3 on packed weights, at the file's own bits a number. It decodes and scores; what trains
-//! is a candle network of the same weights, for as long as there is a learner.
+//! The CPU network: Qwen2 and Qwen3 on packed weights, at the file's own bits a number. One copy of them decodes, scores and
+//! learns.
 //!
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
 //! - `matrix`, `pack`: a weight matrix, and how it is made of a file's bytes
@@ -7,6 +7,7 @@
 //! - `pool`, `tiles`: the threads, and who of them writes where
 //! - `products`, `attention`, `math`: the regions of a layer
 //! - `weights`, `pairs`, `decode`: the network, an adapter, and a sequence through both
+//! - `learn/`: gradients of an adapter
 //!
 //! A chat multiplies codes with activations that are rounded to eight bits, and keeps keys and values as f16. Scoring does
 //! neither, nor does a small network, which has the time: their numbers are those of the candle network within f32's

@@ -127,12 +127,7 @@ pub unsafe trait Regions {
     }
 
     /// Runs `task` on each chunk of `size` elements; the last may be shorter.
-    fn chunks<T: Send>(
-        &self,
-        elements: &mut [T],
-        size: usize,
-        task: impl Fn(usize, &mut [T]) + Sync,
-    ) -> Self::Done {
+    fn chunks<T: Send>(&self, elements: &mut [T], size: usize, task: impl Fn(usize, &mut [T]) + Sync) -> Self::Done {
         let (len, tasks) = (elements.len(), elements.len().div_ceil(size));
         let parts = Parts::new(elements);
         self.run(tasks, &|at| {

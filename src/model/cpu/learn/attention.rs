@@ -122,11 +122,8 @@ impl Polite<'_> {
             let segment = &segments[at];
             let (mine, theirs) = attention.columns(segment.head);
             let all = segment.queries.end - segment.start;
-            *slopes = Slopes {
-                q: vec![0.0; segment.queries.len() * dim],
-                k: vec![0.0; all * dim],
-                v: vec![0.0; all * dim],
-            };
+            *slopes =
+                Slopes { q: vec![0.0; segment.queries.len() * dim], k: vec![0.0; all * dim], v: vec![0.0; all * dim] };
             for (queries, d_q) in Attention::pieces(segment).zip(slopes.q.chunks_mut(QUERIES * dim)) {
                 in_room(|Room { out, more, .. }| {
                     let (n, seen) = (queries.len(), queries.end - segment.start);
@@ -134,7 +131,8 @@ impl Polite<'_> {
                     attention.scores(self.level, segment, queries.clone(), p);
                     let d_mixed = d_mixed.view(queries.clone(), mine.clone());
                     let keys = segment.start..queries.end;
-                    let (k, v) = (attention.k.view(keys.clone(), theirs.clone()), attention.v.view(keys, theirs.clone()));
+                    let (k, v) =
+                        (attention.k.view(keys.clone(), theirs.clone()), attention.v.view(keys, theirs.clone()));
                     multiply(&mut slopes.v, dim, View::rows(p, n, seen, seen).t(), d_mixed, 1.0, true);
                     multiply(d, seen, d_mixed, v.t(), 1.0, false);
                     for (p, d) in p.chunks_exact(seen).zip(d.chunks_exact_mut(seen)) {
@@ -147,7 +145,8 @@ impl Polite<'_> {
                 });
             }
         })?;
-        let [mut d_q, mut d_k, mut d_v] = [attention.q, attention.k, attention.v].map(|x| Plane::new(x.rows(), x.width()));
+        let [mut d_q, mut d_k, mut d_v] =
+            [attention.q, attention.k, attention.v].map(|x| Plane::new(x.rows(), x.width()));
         for (segment, slopes) in segments.iter().zip(&slopes) {
             let (mine, theirs) = attention.columns(segment.head);
             add(&mut d_q, segment.queries.start, mine, &slopes.q);

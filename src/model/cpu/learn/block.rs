@@ -98,9 +98,18 @@ impl<'a> Course<'a> {
         lowest: bool,
     ) -> Result<()> {
         let (block, on, eps) = (&self.shared.weights.blocks[layer], self.on, self.eps());
-        let Kept { q, k, v, mixed, middle, mut gate, up, lows: [low_q, low_k, low_v, low_o, low_gate, low_up, low_down] } =
-            kept;
-        let goes_on = |targets: &[Target]| !lowest || targets.iter().any(|target| self.linear_of(layer, *target).pair.is_some());
+        let Kept {
+            q,
+            k,
+            v,
+            mixed,
+            middle,
+            mut gate,
+            up,
+            lows: [low_q, low_k, low_v, low_o, low_gate, low_up, low_down],
+        } = kept;
+        let goes_on =
+            |targets: &[Target]| !lowest || targets.iter().any(|target| self.linear_of(layer, *target).pair.is_some());
         let like = |x: &Plane| Plane::new(x.rows(), x.width());
 
         let (h, mut d_h) = (self.gated(&gate, &up)?, like(&gate));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::pass::Keep;
 use super::CpuLearner;
+use super::pass::Keep;
 use crate::model::candle::CandleNetwork;
 use crate::model::candle::tests::{adapter, check_gradients_holding, numbers, objective_with};
 use crate::model::checkpoint::Checkpoint;
@@ -23,7 +23,12 @@ fn rows() -> Vec<Tokens> {
     let ids = |seed: u32, n: u32| (0..n).map(|i| (seed + i * i * 7 + i) % 37).collect::<Vec<u32>>();
     let mut gaps = Tokens::new(&ids(3, 4), &ids(5, 9));
     gaps.targets[6] = false;
-    vec![Tokens::new(&ids(1, 5), &ids(2, 3)), gaps, Tokens::new(&ids(8, 1), &ids(9, 2)), Tokens::new(&ids(6, 70), &ids(4, 5))]
+    vec![
+        Tokens::new(&ids(1, 5), &ids(2, 3)),
+        gaps,
+        Tokens::new(&ids(8, 1), &ids(9, 2)),
+        Tokens::new(&ids(6, 70), &ids(4, 5)),
+    ]
 }
 
 /// Log-probabilities, KL and gradients of both within `tolerance` of each other, relative to the largest of a tensor.
@@ -51,7 +56,11 @@ fn agree(oracle: &dyn Learner, learner: &dyn Learner, lora: &LoraWeights, option
             let Some(place) = place else { continue };
             let (found, expected) = (&found[place.clone()], &expected[place]);
             let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
-            assert!(largest > 0.0 && found.iter().any(|g| *g != 0.0), "{what}: no gradient of {name} of {}", module.path());
+            assert!(
+                largest > 0.0 && found.iter().any(|g| *g != 0.0),
+                "{what}: no gradient of {name} of {}",
+                module.path()
+            );
             for (found, expected) in found.iter().zip(expected) {
                 let off = (found - expected).abs() / largest;
                 assert!(off < 2e-4, "{what}: {name} of {} is {found} in place of {expected}, {off}", module.path());
