@@ -189,11 +189,10 @@ fn panels_hold_the_numbers_of_the_file() {
                     matrix.widen(level, first + group, columns.clone(), &mut panel[group * LANES..], stride);
                 }
                 for (column, row) in columns.clone().zip(panel.chunks(stride)) {
-                    for lane in 0..2 * LANES {
-                        let at = first * LANES + lane;
+                    for (at, found) in (first * LANES..).zip(&row[..2 * LANES]) {
                         let expected = if at < 37 { numbers[at * wide + column] } else { 0.0 };
-                        let near = (row[lane] - expected).abs() <= 1e-5 * (1.0 + expected.abs());
-                        assert!(near, "{storage}, {level:?}: {} and {expected}", row[lane]);
+                        let near = (found - expected).abs() <= 1e-5 * (1.0 + expected.abs());
+                        assert!(near, "{storage}, {level:?}: {found} and {expected}");
                     }
                     assert_eq!(row[2 * LANES], 7.0);
                 }
