@@ -5,6 +5,7 @@
 use super::kernels::Level;
 use super::plane::Plane;
 use super::pool::Pool;
+use super::tiles::Regions;
 
 /// Rows that go to a product at once.
 pub const TILE: usize = 12;
