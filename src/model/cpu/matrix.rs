@@ -3,14 +3,15 @@
 //! It is made once, from the blocks of the file as they come (`pack`), and is the only copy in memory: the look-up of
 //! embeddings reads it too.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::{bf16, f16};
 
 use super::interleaved::{Interleaved, by_parts};
 use super::kernels::dot::{
-    BLOCK, Brains, Centred, Coded, Codes, Eight, Five, Four, Shifted, Six, Super, SuperHalves, exact, plain, rounded,
-    widen_coded, widen_plain,
+    BLOCK, Brains, Centred, Coded, Codes, Column, Eight, Five, Four, Scales, Shifted, Six, Super, SuperHalves, exact,
+    plain, rounded, widen_coded, widen_plain,
 };
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
 use super::rounded::Rounded;
@@ -80,26 +81,26 @@ impl Matrix {
 
     /// Sixteen rows times vectors of `x`, the tile from the `first` on: `out[n]` gets the products with the n-th of them.
     pub fn times(&self, level: Level, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
-        level.run(Times { matrix: self, group, x, first, out });
-    }
-
-    /// Sixteen rows times the `N` vectors from `first` on.
-    #[inline(always)]
-    fn tile<I: Isa, const N: usize>(&self, isa: I, group: usize, x: Input<'_>, first: usize) -> [I::F; N] {
         let columns = group * self.columns..(group + 1) * self.columns;
-        let vectors = || x.numbers.part::<N>(first);
-        macro_rules! coded {
-            ($coded:expr, $codes:ty, $scales:ty) => {
-                match x.rounded {
-                    Some(x) => rounded::<I, $codes, $scales, N>(isa, $coded, group, x, first),
-                    None => exact::<I, $codes, $scales, N>(isa, $coded, group, vectors()),
-                }
+        let Input { numbers, rounded } = x;
+        macro_rules! plain {
+            ($columns:expr) => {
+                level.run(Plain { columns: &$columns[columns], x: numbers, first, out })
             };
         }
+        macro_rules! coded {
+            ($coded:expr, $codes:ty, $scales:ty) => {{
+                let of = PhantomData::<($codes, $scales)>;
+                match rounded {
+                    Some(x) => level.run(Narrow { coded: $coded, group, x, first, out, of }),
+                    None => level.run(Exact { coded: $coded, group, x: numbers, first, out, of }),
+                }
+            }};
+        }
         match &self.body {
-            Body::F32(all) => plain(isa, &all[columns], vectors()),
-            Body::F16(all) => plain(isa, &all[columns], vectors()),
-            Body::BF16(all) => plain(isa, &all[columns], vectors()),
+            Body::F32(all) => plain!(all),
+            Body::F16(all) => plain!(all),
+            Body::BF16(all) => plain!(all),
             Body::Q8_0(coded) => coded!(coded, Eight, Centred<0>),
             Body::Q4_0(coded) => coded!(coded, Four, Centred<8>),
             Body::Q4_1(coded) => coded!(coded, Four, Shifted),
@@ -151,22 +152,68 @@ impl Matrix {
     }
 }
 
-struct Times<'a> {
-    matrix: &'a Matrix,
-    group: usize,
-    x: Input<'a>,
+/// Numbers times f32.
+struct Plain<'a, C> {
+    columns: &'a [C],
+    x: &'a Interleaved,
     first: usize,
     out: &'a mut [[f32; LANES]],
 }
 
-impl Work for Times<'_> {
+impl<C: Column> Work for Plain<'_, C> {
     type Out = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Times { matrix, group, x, first: tile, out } = self;
+        let Plain { columns, x, first: tile, out } = self;
         by_parts!(I, out.len(), |first, N| {
-            let sums = matrix.tile::<I, N>(isa, group, x, tile + first);
+            let sums = plain::<I, C, N>(isa, columns, x.part(tile + first));
+            out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
+        });
+    }
+}
+
+/// Codes times f32.
+struct Exact<'a, T, S> {
+    coded: &'a Coded,
+    group: usize,
+    x: &'a Interleaved,
+    first: usize,
+    out: &'a mut [[f32; LANES]],
+    of: PhantomData<(T, S)>,
+}
+
+impl<T: Codes, S: Scales> Work for Exact<'_, T, S> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Exact { coded, group, x, first: tile, out, .. } = self;
+        by_parts!(I, out.len(), |first, N| {
+            let sums = exact::<I, T, S, N>(isa, coded, group, x.part(tile + first));
+            out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
+        });
+    }
+}
+
+/// Codes times eight bits.
+struct Narrow<'a, T, S> {
+    coded: &'a Coded,
+    group: usize,
+    x: &'a Rounded,
+    first: usize,
+    out: &'a mut [[f32; LANES]],
+    of: PhantomData<(T, S)>,
+}
+
+impl<T: Codes, S: Scales> Work for Narrow<'_, T, S> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Narrow { coded, group, x, first: tile, out, .. } = self;
+        by_parts!(I, out.len(), |first, N| {
+            let sums = rounded::<I, T, S, N>(isa, coded, group, x, tile + first);
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
     }
