@@ -72,8 +72,8 @@ fn check(model: &Model, example: &Example) -> Result<Check> {
     Ok(Check { note: note.map(digest), rules: note.map(rules).unwrap_or_default(), asked })
 }
 
-/// The checks for the pairs among the rows of a data set, in the order of their content, of many the heaviest: the better
-/// side is to be likelier. Prompts that are no messages are asked as they stand alone.
+/// The checks for the pairs among the rows of a data set, the heaviest first, and of very many those alone: the better side
+/// is to be likelier. A prompt that is no list of messages is asked as it stands, in no other words.
 pub fn checks_of_pairs(model: &Model, rows: &[&DataRow]) -> Result<Vec<Check>> {
     let most = if model.network.config().is_small() { SMALL_CHECKS } else { LARGE_CHECKS };
     let mut pairs: Vec<&DataRow> =

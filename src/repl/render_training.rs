@@ -140,7 +140,7 @@ fn figures(measured: Option<&Measurements>) -> String {
 
 /// What the gate could not measure of a data set's rows, and why; nothing where it measured all.
 pub fn unmeasured(what: &[String]) -> String {
-    if what.is_empty() { String::new() } else { format!("   Not measured: {}\n", what.join("; ")) }
+    if what.is_empty() { String::new() } else { format!("   The gate could not measure: {}\n", what.join("; ")) }
 }
 
 /// Another finch on the same data folder trains.
@@ -328,7 +328,7 @@ mod tests {
         let bare = Receipt { adapter: "a".into(), examples: 1, loss_after: None, seconds: 2.0, ..run() };
         assert_eq!(receipt(&bare), "   adapter a live\n");
         assert!(trained_on(&bare).starts_with("   Trained on 1 example, 2.0 s\n"));
-        assert_eq!(unmeasured(&["a (b)".into(), "c".into()]), "   Not measured: a (b); c\n");
+        assert_eq!(unmeasured(&["a (b)".into(), "c".into()]), "   The gate could not measure: a (b); c\n");
     }
 
     #[test]
