@@ -1,7 +1,10 @@
 //! Rows of f32 behind each other: the activations of some tokens.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::kernels::LANES;
+use super::learn::Stash;
 use crate::model::product::View;
 
 /// `[rows, width]`. Rows are `stride` apart, a multiple of sixteen, so that a group of sixteen columns is whole.
@@ -10,13 +13,29 @@ pub struct Plane {
     data: Vec<f32>,
     rows: usize,
     width: usize,
+    /// Where its memory goes.
+    home: Option<Arc<Stash>>,
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take() {
+            home.give(std::mem::take(&mut self.data));
+        }
+    }
 }
 
 impl Plane {
+    /// Zeros.
     pub fn new(rows: usize, width: usize) -> Plane {
-        let mut plane = Plane::default();
-        plane.resize(rows, width);
-        plane
+        let len = rows * width.next_multiple_of(LANES);
+        Plane { data: vec![0.0; len], rows, width, home: None }
+    }
+
+    /// Numbers of no meaning, in memory of the stash.
+    pub fn lent(stash: &Arc<Stash>, rows: usize, width: usize) -> Plane {
+        let data = stash.take(rows * width.next_multiple_of(LANES));
+        Plane { data, rows, width, home: Some(Arc::clone(stash)) }
     }
 
     /// Another size; the values are of no meaning then.
@@ -34,7 +53,7 @@ impl Plane {
     }
 
     pub fn stride(&self) -> usize {
-        self.width.next_multiple_of(super::kernels::LANES)
+        self.width.next_multiple_of(LANES)
     }
 
     pub fn row(&self, row: usize) -> &[f32] {

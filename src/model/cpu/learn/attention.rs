@@ -32,10 +32,15 @@ pub struct Attention<'a> {
     pub v: &'a Plane,
 }
 
-/// Some queries of one head.
-#[derive(Clone)]
+/// Some tokens of a row.
+struct Part {
+    /// Where the row begins.
+    start: usize,
+    tokens: Range<usize>,
+}
+
+/// Their queries of one head: a task.
 struct Segment {
-    /// Where their row begins.
     start: usize,
     queries: Range<usize>,
     head: usize,
@@ -52,13 +57,26 @@ struct Slopes {
 }
 
 impl Attention<'_> {
-    fn segments(&self) -> Vec<Segment> {
+    /// All tokens, in their order.
+    fn parts(&self) -> Vec<Part> {
         let of_row = |&(start, len): &(usize, usize)| {
-            let heads = self.q.width() / self.head_dim;
-            let parts = (0..len).step_by(SEGMENT).map(move |from| start + from..start + len.min(from + SEGMENT));
-            parts.flat_map(move |queries| (0..heads).map(move |head| Segment { start, queries: queries.clone(), head }))
+            let part = move |from| Part { start, tokens: start + from..start + len.min(from + SEGMENT) };
+            (0..len).step_by(SEGMENT).map(part)
         };
         self.rows.iter().flat_map(of_row).collect()
+    }
+
+    fn heads(&self) -> usize {
+        self.q.width() / self.head_dim
+    }
+
+    /// The tasks: all heads of the first part, then all of the next.
+    fn segments(&self, parts: &[Part]) -> Vec<Segment> {
+        let of_part = |part: &Part| {
+            let (start, queries) = (part.start, part.tokens.clone());
+            (0..self.heads()).map(move |head| Segment { start, queries: queries.clone(), head })
+        };
+        parts.iter().flat_map(of_part).collect()
     }
 
     /// The columns of a head of q, and of its keys and values.
@@ -90,7 +108,8 @@ impl Attention<'_> {
 impl Polite<'_> {
     /// What the queries see, `[tokens, heads · head_dim]`.
     pub fn attend(self, attention: Attention<'_>) -> Result<Plane> {
-        let (dim, segments) = (attention.head_dim, attention.segments());
+        let (dim, parts) = (attention.head_dim, attention.parts());
+        let segments = attention.segments(&parts);
         let mut mixed: Vec<Vec<f32>> = vec![Vec::new(); segments.len()];
         self.each(&mut mixed, |at, mixed| {
             let segment = &segments[at];
@@ -106,17 +125,20 @@ impl Polite<'_> {
                 });
             }
         })?;
-        let mut out = Plane::new(attention.q.rows(), attention.q.width());
-        for (segment, mixed) in segments.iter().zip(&mixed) {
-            let (mine, _) = attention.columns(segment.head);
-            add(&mut out, segment.queries.start, mine, mixed);
-        }
+        let mut out = self.plane(attention.q.rows(), attention.q.width());
+        self.rows(&mut out, |token, out| {
+            let (part, at) = place(&parts, token);
+            for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+                out.copy_from_slice(&mixed[part * attention.heads() + head][at * dim..][..dim]);
+            }
+        })?;
         Ok(out)
     }
 
     /// What flows back to q, k and v (as they are given) from that of the result.
     pub fn attend_back(self, attention: Attention<'_>, d_mixed: &Plane) -> Result<[Plane; 3]> {
-        let (dim, segments) = (attention.head_dim, attention.segments());
+        let (dim, heads, parts) = (attention.head_dim, attention.heads(), attention.parts());
+        let segments = attention.segments(&parts);
         let mut slopes: Vec<Slopes> = segments.iter().map(|_| Slopes::default()).collect();
         self.each(&mut slopes, |at, slopes| {
             let segment = &segments[at];
@@ -146,20 +168,34 @@ impl Polite<'_> {
             }
         })?;
         let [mut d_q, mut d_k, mut d_v] =
-            [attention.q, attention.k, attention.v].map(|x| Plane::new(x.rows(), x.width()));
-        for (segment, slopes) in segments.iter().zip(&slopes) {
-            let (mine, theirs) = attention.columns(segment.head);
-            add(&mut d_q, segment.queries.start, mine, &slopes.q);
-            add(&mut d_k, segment.start, theirs.clone(), &slopes.k);
-            add(&mut d_v, segment.start, theirs, &slopes.v);
-        }
+            [attention.q, attention.k, attention.v].map(|x| self.plane(x.rows(), x.width()));
+        self.rows(&mut d_q, |token, out| {
+            let (part, at) = place(&parts, token);
+            for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+                out.copy_from_slice(&slopes[part * heads + head].q[at * dim..][..dim]);
+            }
+        })?;
+        // A key is seen by all the heads that share it, from its own part of the row and from later ones.
+        let sum = |token: usize, out: &mut [f32], of: &dyn Fn(&Slopes) -> &[f32]| {
+            let (part, _) = place(&parts, token);
+            let (start, group) = (parts[part].start, heads * dim / out.len());
+            let of_row = parts.iter().enumerate().skip(part).take_while(|(_, part)| part.start == start);
+            out.fill(0.0);
+            for (part, _) in of_row {
+                for head in 0..heads {
+                    let slope = &of(&slopes[part * heads + head])[(token - start) * dim..][..dim];
+                    put(&mut out[head / group * dim..][..dim], slope, true);
+                }
+            }
+        };
+        self.rows(&mut d_k, |token, out| sum(token, out, &|slopes| &slopes.k))?;
+        self.rows(&mut d_v, |token, out| sum(token, out, &|slopes| &slopes.v))?;
         Ok([d_q, d_k, d_v])
     }
 }
 
-/// Adds rows as wide as `columns` to those of a plane from `first` on.
-fn add(plane: &mut Plane, first: usize, columns: Range<usize>, rows: &[f32]) {
-    for (row, values) in (first..).zip(rows.chunks_exact(columns.len())) {
-        put(&mut plane.row_mut(row)[columns.clone()], values, true);
-    }
+/// The part that a token is in, and its place there.
+fn place(parts: &[Part], token: usize) -> (usize, usize) {
+    let part = parts.partition_point(|part| part.tokens.end <= token);
+    (part, token - parts[part].tokens.start)
 }

@@ -76,7 +76,7 @@ impl Polite<'_> {
     /// g ∘ dy of the layers that have DoRA.
     fn gained<const N: usize>(self, backs: &[Back<'_>; N]) -> Result<[Plane; N]> {
         let doras = backs.each_ref().map(|back| back.layer.pair.and_then(|pair| pair.dora));
-        let like = |back: &Back<'_>| Plane::new(back.dy.rows(), back.dy.width());
+        let like = |back: &Back<'_>| self.plane(back.dy.rows(), back.dy.width());
         let mut gained: [Plane; N] = std::array::from_fn(|at| doras[at].map_or(Plane::default(), |_| like(&backs[at])));
         self.tiles(gained.each_mut(), (LOW, usize::MAX), 1, |place, tile| {
             let (Some(dora), dy) = (doras[place.plane], backs[place.plane].dy) else { return };

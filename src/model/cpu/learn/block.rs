@@ -62,7 +62,7 @@ impl<'a> Course<'a> {
     }
 
     pub fn normalised(&self, x: &Plane, weight: &[f32]) -> Result<Plane> {
-        let (mut out, eps) = (Plane::new(x.rows(), x.width()), self.eps());
+        let (mut out, eps) = (self.on.plane(x.rows(), x.width()), self.eps());
         self.on.rows(&mut out, |row, out| rms_norm(self.on.level, x.row(row), weight, eps, out))?;
         Ok(out)
     }
@@ -70,14 +70,14 @@ impl<'a> Course<'a> {
     /// One block: `x`, `[tokens, hidden]`, becomes the next.
     pub fn forward(&self, layer: usize, x: &mut Plane) -> Result<Kept> {
         let block = &self.shared.weights.blocks[layer];
-        let new = |target| Plane::new(x.rows(), self.shared.config.linear_shape(target).1);
+        let new = |target| self.on.plane(x.rows(), self.shared.config.linear_shape(target).1);
         let [mut q, mut k, mut v, mut gate, mut up] = [Q, K, V, Gate, Up].map(new);
         let h = self.normalised(x, &block.input_norm)?;
         let [low_q, low_k, low_v] = self.linear(layer, [Q, K, V], &h, [&mut q, &mut k, &mut v], false)?;
         let [turned_q, turned_k] = self.turned(block, &q, &k)?;
         let mixed = self.on.attend(self.attention(&turned_q, &turned_k, &v))?;
         let [low_o] = self.linear(layer, [O], &mixed, [&mut *x], true)?;
-        let middle = x.clone();
+        let middle = self.on.copied(x)?;
         let h = self.normalised(x, &block.post_norm)?;
         let [low_gate, low_up] = self.linear(layer, [Gate, Up], &h, [&mut gate, &mut up], false)?;
         let h = self.gated(&gate, &up)?;
@@ -110,7 +110,7 @@ impl<'a> Course<'a> {
         } = kept;
         let goes_on =
             |targets: &[Target]| !lowest || targets.iter().any(|target| self.linear_of(layer, *target).pair.is_some());
-        let like = |x: &Plane| Plane::new(x.rows(), x.width());
+        let like = |x: &Plane| on.plane(x.rows(), x.width());
 
         let (h, mut d_h) = (self.gated(&gate, &up)?, like(&gate));
         let before = goes_on(&[Q, K, V, O, Gate, Up]);
@@ -226,7 +226,7 @@ impl<'a> Course<'a> {
     }
 
     fn gated(&self, gate: &Plane, up: &Plane) -> Result<Plane> {
-        let mut out = Plane::new(gate.rows(), gate.width());
+        let mut out = self.on.plane(gate.rows(), gate.width());
         self.on.rows(&mut out, |row, out| gated(self.on.level, gate.row(row), up.row(row), out))?;
         Ok(out)
     }
@@ -238,7 +238,7 @@ impl<'a> Course<'a> {
     /// Queries and keys as attention takes them: normalised (Qwen3), turned, queries scaled.
     fn turned(&self, block: &Block, q: &Plane, k: &Plane) -> Result<[Plane; 2]> {
         let turned = |x: &Plane, norm: Option<&Vec<f32>>, scale: f32| -> Result<Plane> {
-            let (mut out, dim) = (Plane::new(x.rows(), x.width()), self.shared.config.head_dim);
+            let (mut out, dim) = (self.on.plane(x.rows(), x.width()), self.shared.config.head_dim);
             self.on.rows(&mut out, |token, out| {
                 for (head, x) in out.chunks_exact_mut(dim).zip(x.row(token).chunks_exact(dim)) {
                     match norm {

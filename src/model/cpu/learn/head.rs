@@ -57,13 +57,14 @@ impl Polite<'_> {
             kl: Vec::new(),
             slopes: sloped.then(|| Slopes { logprob: slopes(), kl: base.map(|_| slopes()) }),
         };
-        let chunk = (LOGITS / head.rows()).max(1);
-        let (mut logits, mut based) = (Plane::default(), Plane::default());
+        let chunks = targets.len().div_ceil((LOGITS / head.rows()).max(1));
+        let chunk = targets.len().div_ceil(chunks.max(1)).max(1);
         for (first, targets) in (0..).step_by(chunk).zip(targets.chunks(chunk)) {
-            self.logits(head, hidden, first, targets.len(), &mut logits)?;
-            if let Some(base) = base {
-                self.logits(head, base, first, targets.len(), &mut based)?;
-            }
+            let mut logits = self.logits(head, hidden, first, targets.len())?;
+            let mut based = match base {
+                Some(base) => self.logits(head, base, first, targets.len())?,
+                None => Plane::default(),
+            };
             let mut rows = vec![Row::default(); targets.len()];
             self.each(&mut rows, |at, row| {
                 let logits = logits.row(at);
@@ -97,13 +98,13 @@ impl Polite<'_> {
         Ok(all)
     }
 
-    fn logits(self, head: &Matrix, hidden: &Plane, first: usize, len: usize, out: &mut Plane) -> Result<()> {
+    fn logits(self, head: &Matrix, hidden: &Plane, first: usize, len: usize) -> Result<Plane> {
         let mut some = Plane::new(len, hidden.width());
         (0..len).for_each(|row| some.row_mut(row).copy_from_slice(hidden.row(first + row)));
-        out.resize(len, head.rows());
+        let mut out = self.plane(len, head.rows());
         let layer = Linear { matrix: head, bias: None, pair: None };
-        self.linear([layer], &some, [None], [out], false)?;
-        Ok(())
+        self.linear([layer], &some, [None], [&mut out], false)?;
+        Ok(out)
     }
 
     fn slope(self, head: &Matrix, d_logits: &Plane, first: usize, out: &mut Plane) -> Result<()> {

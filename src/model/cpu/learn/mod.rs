@@ -6,6 +6,7 @@
 //! - `block`: a block of them, forward and backward
 //! - `adapter`: the parameters
 //! - `pass`: all blocks
+//! - `stash`: memory between passes
 //!
 //! Products are f32, by the `gemm` crate, of panels of W that are widened where they are used. Tasks and the order of sums
 //! depend on the shapes alone.
@@ -18,15 +19,18 @@ mod head;
 mod linear;
 mod pass;
 mod polite;
+mod stash;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use adapter::Adapter;
 use block::Course;
 use pass::{CpuPass, Keep};
 use polite::Polite;
+pub use stash::Stash;
 
 use super::Shared;
 use super::plane::Plane;
@@ -44,6 +48,12 @@ pub(super) struct CpuLearner {
     shared: Arc<Shared>,
     courtesy: Arc<Courtesy>,
     adapter: Adapter,
+    /// Between the passes, of a network that is not small.
+    stash: Arc<Stash>,
+    /// Tokens of the pass that filled it.
+    stashed: AtomicUsize,
+    /// A small network's passes run side by side, and their memory is soon touched: they have none.
+    stashes: bool,
     /// What is kept whatever the memory.
     #[cfg(test)]
     pub keep: Option<Keep>,
@@ -56,11 +66,14 @@ pub(super) fn kept_bytes(config: &ModelConfig, tokens: usize) -> u64 {
 
 impl CpuLearner {
     pub fn new(shared: Arc<Shared>, layout: &LoraWeights, courtesy: Arc<Courtesy>) -> CpuLearner {
-        let adapter = Adapter::new(&shared, layout);
+        let (adapter, stashes) = (Adapter::new(&shared, layout), !shared.config.is_small());
         CpuLearner {
             shared,
             courtesy,
             adapter,
+            stash: Arc::default(),
+            stashed: AtomicUsize::new(0),
+            stashes,
             #[cfg(test)]
             keep: None,
         }
@@ -75,7 +88,11 @@ impl CpuLearner {
         for (token, position) in packed.positions.iter().enumerate() {
             turns.of(*position as usize, cos.row_mut(token), sin.row_mut(token));
         }
-        let on = Polite { pool, level: *level, courtesy: &self.courtesy };
+        let stash = self.stashes.then_some(&self.stash);
+        if self.stashed.swap(packed.ids.len(), Ordering::Relaxed) != packed.ids.len() {
+            self.stash.clear();
+        }
+        let on = Polite { pool, level: *level, courtesy: &self.courtesy, stash };
         Ok(Course { on, shared: &self.shared, adapter: None, dropout: None, packed, cos, sin })
     }
 
@@ -86,7 +103,11 @@ impl CpuLearner {
             return keep;
         }
         let bytes = kept_bytes(&self.shared.config, tokens);
-        if memory::free().is_none_or(|free| bytes <= free / 2) { Keep::All } else { Keep::Inputs }
+        if memory::free().is_none_or(|free| bytes <= (free + self.stash.bytes()) / 2) {
+            Keep::All
+        } else {
+            Keep::Inputs
+        }
     }
 }
 

@@ -68,7 +68,7 @@ impl<'a> CpuPass<'a> {
         let (mut x, mut stages) = (course.embed()?, Vec::new());
         for layer in 0..layers {
             let learns = lowest.is_some_and(|lowest| layer >= lowest);
-            let input = learns.then(|| x.clone());
+            let input = learns.then(|| course.on.copied(&x)).transpose()?;
             let kept = course.forward(layer, &mut x)?;
             stages.extend(input.map(|input| Stage { layer, input, kept: (keep == Keep::All).then_some(kept) }));
         }
@@ -113,7 +113,7 @@ impl Pass for CpuPass<'_> {
         for (at, Stage { layer, input, kept }) in stages.into_iter().enumerate().rev() {
             let kept = match kept {
                 Some(kept) => kept,
-                None => course.forward(layer, &mut input.clone())?,
+                None => course.forward(layer, &mut course.on.copied(&input)?)?,
             };
             course.back(layer, &input, kept, &mut d, grads, at == 0)?;
         }

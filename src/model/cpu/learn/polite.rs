@@ -1,10 +1,12 @@
 //! Where a learner computes: regions that the chat can interrupt after any task.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::stash::Stash;
 use crate::error::Result;
 use crate::model::courtesy::Courtesy;
 use crate::model::cpu::kernels::Level;
+use crate::model::cpu::plane::Plane;
 use crate::model::cpu::pool::Pool;
 use crate::model::cpu::tiles::Regions;
 
@@ -14,6 +16,20 @@ pub struct Polite<'a> {
     pub pool: &'a Pool,
     pub level: Level,
     pub courtesy: &'a Courtesy,
+    pub stash: Option<&'a Arc<Stash>>,
+}
+
+impl Polite<'_> {
+    /// `[rows, width]` of no meaning.
+    pub fn plane(self, rows: usize, width: usize) -> Plane {
+        self.stash.map_or_else(|| Plane::new(rows, width), |stash| Plane::lent(stash, rows, width))
+    }
+
+    pub fn copied(self, x: &Plane) -> Result<Plane> {
+        let mut copy = self.plane(x.rows(), x.width());
+        self.rows(&mut copy, |row, out| out.copy_from_slice(x.row(row)))?;
+        Ok(copy)
+    }
 }
 
 // SAFETY: a task is either run or put aside, and what was put aside is run once in the same way.
@@ -47,7 +63,6 @@ unsafe impl Regions for Polite<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
@@ -58,7 +73,7 @@ mod tests {
     fn an_answer_takes_the_threads_and_gives_them_back() {
         let (pool, gate) = (Pool::new(2).unwrap(), Arc::<ChatGate>::default());
         let courtesy = Courtesy::beside(Arc::clone(&gate));
-        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy };
+        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy, stash: None };
         let counts: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
         let done = || counts.iter().map(|count| count.load(Ordering::SeqCst)).sum::<usize>();
         let answering = Mutex::new(None);
@@ -86,7 +101,7 @@ mod tests {
     #[test]
     fn a_cancelled_region_ends() {
         let (pool, courtesy) = (Pool::new(2).unwrap(), Courtesy::default());
-        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy };
+        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy, stash: None };
         let done = AtomicUsize::new(0);
         let run = polite.run(1000, &|_| {
             done.fetch_add(1, Ordering::SeqCst);
