@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use finch::config::GenerationSection;
-use finch::engine::{CancelFlag, Engine, Event, Finished, Request};
+use finch::engine::{CancelFlag, Draft, Engine, Event, Finished, Request};
 use finch::model::digest::DigestCache;
 use finch::model::load::{Model, ModelSource};
 use finch::model::message::Message;
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         let (text, done) = answer(&model, &engine, &messages)?;
         messages.push(Message::assistant(text));
 
-        let Finished { reason, prompt_tokens, reused_tokens, generated, prefill_s, decode_s } = done;
+        let Finished { reason, prompt_tokens, reused_tokens, generated, prefill_s, decode_s, .. } = done;
         eprintln!(
             "[{reason:?}: read {} of {prompt_tokens} tokens in {prefill_s:.3} s, {reused_tokens} were known; \
              wrote {generated} in {decode_s:.3} s]",
@@ -71,7 +71,14 @@ fn answer(model: &Model, engine: &Engine, messages: &[Message]) -> Result<(Strin
     let ids = model.template.encode(&model.tokenizer, messages, true, thinking)?;
     let unset = GenerationSection::default();
     let sampling = choose_sampling(&unset, &model.generation, model.builtin, thinking == Some(true), rand::random());
-    let request = Request { ids, max_tokens: MAX_TOKENS, stop: model.generation.eos.clone(), sampling, adapter: None };
+    let request = Request {
+        ids,
+        max_tokens: MAX_TOKENS,
+        stop: model.generation.eos.clone(),
+        sampling,
+        adapter: None,
+        draft: Draft::Off,
+    };
 
     // A token is a few bytes, maybe a part of a character; what a model writes is untrusted until it is sanitised.
     let (mut utf8, mut screen, mut text) = (Utf8Stream::default(), Sanitizer::default(), String::new());

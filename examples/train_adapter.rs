@@ -16,7 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use chrono::Local;
 use finch::adapter::peft::{self, Adapter, LoraSettings};
-use finch::engine::{CancelFlag, Engine, EngineAdapter, Event, Request};
+use finch::engine::{CancelFlag, Draft, Engine, EngineAdapter, Event, Request};
 use finch::fsio;
 use finch::model::courtesy::Courtesy;
 use finch::model::digest::DigestCache;
@@ -108,7 +108,7 @@ fn learn(model: &Model, rows: &[Row], start: LoraWeights) -> Result<LoraWeights>
 /// The likeliest answer, as far as 100 tokens.
 fn answer(model: &Model, engine: &Engine, prompt: &[u32], adapter: Option<Arc<EngineAdapter>>) -> Result<String> {
     let (ids, stop) = (prompt.to_vec(), model.generation.eos.clone());
-    let request = Request { ids, max_tokens: 100, stop, sampling: Sampling::GREEDY, adapter };
+    let request = Request { ids, max_tokens: 100, stop, sampling: Sampling::GREEDY, adapter, draft: Draft::Off };
     let mut tokens = Vec::new();
     for event in engine.generate(request, CancelFlag::new()) {
         match event {

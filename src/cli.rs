@@ -84,6 +84,9 @@ pub struct ChatArgs {
     /// Seed of the sampling: the same seed gives the same answer
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Draft answers from what stands in the conversation (prompt): quotes and edits come faster, no answer is another; off
+    #[arg(long, value_name = "prompt|off")]
+    pub draft: Option<String>,
     /// Let a thinking model think before it answers
     #[arg(long, overrides_with = "no_thinking")]
     pub thinking: bool,
@@ -102,6 +105,7 @@ impl ChatArgs {
         put("generation.top_k", self.top_k.map(|v| v.to_string()));
         put("generation.repetition_penalty", self.repetition_penalty.map(|v| v.to_string()));
         put("generation.max_tokens", self.max_tokens.map(|v| v.to_string()));
+        put("generation.draft", self.draft.clone());
         set
     }
 

@@ -86,6 +86,8 @@ fn chat_flags_override_configuration_keys() {
         "1.1",
         "--max-tokens",
         "64",
+        "--draft",
+        "prompt",
         "--seed",
         "7",
         "--system",
@@ -95,8 +97,9 @@ fn chat_flags_override_configuration_keys() {
     ]) else {
         panic!("no chat")
     };
-    let keys = ["temperature", "top_p", "top_k", "repetition_penalty", "max_tokens"].map(|k| format!("generation.{k}"));
-    let values = ["0.2", "0.9", "5", "1.1", "64"];
+    let keys = ["temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "draft"]
+        .map(|k| format!("generation.{k}"));
+    let values = ["0.2", "0.9", "5", "1.1", "64", "prompt"];
     let expected: Vec<_> = keys.iter().map(String::as_str).zip(values.map(String::from)).collect();
     assert_eq!(args.overrides(), expected);
     assert_eq!((args.seed, args.system.as_deref(), args.thinking()), (Some(7), Some("Be brief."), Some(false)));

@@ -216,7 +216,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// The folder that holds `path`; the current one for a bare name.
-fn parent(path: &Path) -> &Path {
+pub fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

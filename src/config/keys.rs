@@ -4,6 +4,7 @@ use clap::ValueEnum;
 
 use super::source::Value;
 use super::{Auto, Config, Revise, Schedule, Variant};
+use crate::engine::Draft;
 use crate::model::lora::Target;
 use crate::model::quantize::Quantization;
 
@@ -24,7 +25,7 @@ fn put<T>(slot: &mut T, value: Result<T, String>) -> Result<(), String> {
 }
 
 #[rustfmt::skip] // one key a line
-static KEYS: [Key; 31] = [
+static KEYS: [Key; 32] = [
     Key { path: "model.name", set: |c, v| put(&mut c.model.name, v.name("a model: auto, builtin, a folder or a GGUF file")) },
     Key { path: "model.quantize", set: |c, v| put(&mut c.model.quantize, v.one_of(&quantizations())) },
     Key { path: "generation.temperature", set: |c, v| put(&mut c.generation.temperature, v.number(0.0, 2.0).map(Some)) },
@@ -32,6 +33,7 @@ static KEYS: [Key; 31] = [
     Key { path: "generation.top_k", set: |c, v| put(&mut c.generation.top_k, v.whole(0, 1_000_000).map(Some)) },
     Key { path: "generation.repetition_penalty", set: |c, v| put(&mut c.generation.repetition_penalty, v.number_above(0.0, 10.0).map(|p| Some(p as f32))) },
     Key { path: "generation.max_tokens", set: |c, v| put(&mut c.generation.max_tokens, v.whole(1, 1_000_000)) },
+    Key { path: "generation.draft", set: |c, v| put(&mut c.generation.draft, v.one_of(&[("off", Draft::Off), ("prompt", Draft::Prompt)])) },
     Key { path: "feedback.critical_weight", set: |c, v| put(&mut c.feedback.critical_weight, v.number_above(0.0, 1000.0)) },
     Key { path: "feedback.medium_weight", set: |c, v| put(&mut c.feedback.medium_weight, v.number_above(0.0, 1000.0)) },
     Key { path: "feedback.good_weight", set: |c, v| put(&mut c.feedback.good_weight, v.number_above(0.0, 1000.0)) },

@@ -9,6 +9,7 @@ mod source;
 use std::collections::BTreeMap;
 
 use crate::adapter::peft::LoraSettings;
+use crate::engine::Draft;
 use crate::error::{Error, Result};
 use crate::feedback::FeedbackConfig;
 use crate::fsio;
@@ -64,6 +65,7 @@ pub struct GenerationSection {
     pub repetition_penalty: Option<f32>,
     /// Tokens of an answer at most.
     pub max_tokens: usize,
+    pub draft: Draft,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -179,7 +181,14 @@ impl Default for ModelSection {
 
 impl Default for GenerationSection {
     fn default() -> Self {
-        GenerationSection { temperature: None, top_p: None, top_k: None, repetition_penalty: None, max_tokens: 1024 }
+        GenerationSection {
+            temperature: None,
+            top_p: None,
+            top_k: None,
+            repetition_penalty: None,
+            max_tokens: 1024,
+            draft: Draft::Off,
+        }
     }
 }
 

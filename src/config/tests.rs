@@ -78,12 +78,14 @@ fn every_key_can_be_set() {
     let c = config(
         r#"
         model.name = "/models/Qwen3-0.6B"
+        model.quantize = "q4_k_m"
         [generation]
         temperature = 0.7
         top_p = 0.8
         top_k = 20
         repeat_penalty = 1.05
         max_tokens = 64
+        draft = "prompt"
         [feedback]
         critical_weight = 8
         medium_weight = 2.5
@@ -106,12 +108,14 @@ fn every_key_can_be_set() {
     "#,
     );
     assert_eq!(c.model.name, "/models/Qwen3-0.6B");
+    assert_eq!(c.model.quantize, Some(Quantization::Q4KM));
     let g = GenerationSection {
         temperature: Some(0.7),
         top_p: Some(0.8),
         top_k: Some(20),
         repetition_penalty: Some(1.05),
         max_tokens: 64,
+        draft: Draft::Prompt,
     };
     assert_eq!(c.generation, g);
     let f = FeedbackSection {

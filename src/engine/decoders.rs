@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::EngineAdapter;
+use super::draft::Lookahead;
 use crate::error::{Context, Result};
 use crate::model::{Decoder, Network};
 
@@ -26,7 +27,17 @@ impl Slot {
         Ok(logits)
     }
 
-    /// All tokens in the cache, oldest first.
+    /// As [`Slot::forward`] of one token, looking ahead by at most `most` tokens.
+    pub fn forward_ahead(&mut self, lookahead: &mut Lookahead, token: u32, most: usize) -> Result<Vec<f32>> {
+        lookahead.forward(&mut *self.decoder, &mut self.tokens, token, most)
+    }
+
+    /// Takes out of the cache what was looked ahead for in vain.
+    pub fn settle(&mut self, lookahead: &mut Lookahead) {
+        lookahead.settle(&mut *self.decoder, &self.tokens);
+    }
+
+    /// All tokens in the cache, oldest first; not those that were drafted.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }

@@ -92,6 +92,22 @@ struct MockDecoder {
     tokens: Vec<u32>,
 }
 
+impl MockDecoder {
+    fn append(&mut self, ids: &[u32]) {
+        assert!(!ids.is_empty(), "forward of nothing");
+        self.network.note(Call::Forward { at: self.tokens.len(), tokens: ids.len() });
+        self.tokens.extend_from_slice(ids);
+        assert!(self.tokens.len() <= self.network.config.context, "beyond the context");
+    }
+
+    /// After the first `end` tokens: 10 for the expected one, 0 for the others.
+    fn logits(&self, end: usize) -> Result<Vec<f32>> {
+        let mut logits = vec![0.0; self.network.config.vocab_size];
+        logits[(self.network.next)(&self.tokens[..end], self.adapter)? as usize] = 10.0;
+        Ok(logits)
+    }
+}
+
 impl Decoder for MockDecoder {
     fn len(&self) -> usize {
         self.tokens.len()
@@ -102,13 +118,14 @@ impl Decoder for MockDecoder {
     }
 
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        assert!(!ids.is_empty(), "forward of nothing");
-        self.network.note(Call::Forward { at: self.tokens.len(), tokens: ids.len() });
-        self.tokens.extend_from_slice(ids);
-        assert!(self.tokens.len() <= self.network.config.context, "beyond the context");
-        let mut logits = vec![0.0; self.network.config.vocab_size];
-        logits[(self.network.next)(&self.tokens, self.adapter)? as usize] = 10.0;
-        Ok(logits)
+        self.append(ids);
+        self.logits(self.tokens.len())
+    }
+
+    fn forward_each(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let before = self.tokens.len();
+        self.append(ids);
+        (before + 1..=self.tokens.len()).map(|end| self.logits(end)).collect()
     }
 
     /// ln p of each token under logits of 10 for the expected one and 0 for the others.

@@ -8,6 +8,7 @@
 //! soon as a turn waits.
 
 mod decoders;
+pub mod draft;
 mod worker;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ use crate::model::Network;
 use crate::model::courtesy::{Answering, ChatGate};
 use crate::model::lora::LoraWeights;
 use crate::model::sampling::Sampling;
+pub use draft::Drafted;
 
 /// Tokens that one prefill step takes; a cancellation waits for one such step at most.
 pub const PREFILL_CHUNK: usize = 64;
@@ -51,6 +53,17 @@ pub struct Request {
     pub sampling: Sampling,
     /// On top of the base for this request; `None`: the base alone.
     pub adapter: Option<Arc<EngineAdapter>>,
+    pub draft: Draft,
+}
+
+/// Where drafts of an answer come from; they make it faster or not, and no other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Draft {
+    /// One token after the other.
+    #[default]
+    Off,
+    /// From what stands in the conversation: see [`draft`].
+    Prompt,
 }
 
 /// Why a generation ended.
@@ -75,6 +88,7 @@ pub struct Finished {
     pub reused_tokens: usize,
     /// Tokens sent as [`Event::Token`]; the stop id is not among them.
     pub generated: usize,
+    pub drafted: Drafted,
     /// Seconds from the start of the work to the end of the prompt.
     pub prefill_s: f64,
     /// Seconds from there to the end.

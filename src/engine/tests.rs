@@ -16,6 +16,9 @@ use crate::model::config::ModelConfig;
 use crate::model::courtesy::Courtesy;
 use crate::model::lora::{LoraShape, Target};
 
+#[path = "draft_tests.rs"]
+mod draft;
+
 const VOCAB: usize = 97;
 const STOP: u32 = 96;
 
@@ -41,7 +44,7 @@ fn greedy() -> Sampling {
 }
 
 fn request(ids: &[u32], max_tokens: usize) -> Request {
-    Request { ids: ids.to_vec(), max_tokens, stop: vec![STOP], sampling: greedy(), adapter: None }
+    Request { ids: ids.to_vec(), max_tokens, stop: vec![STOP], sampling: greedy(), adapter: None, draft: Draft::Off }
 }
 
 fn adapter(value: f32) -> Arc<EngineAdapter> {

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 
 use super::decoders::{Decoders, Slot};
-use super::{CancelFlag, Event, Finished, Job, PREFILL_CHUNK, Reason, Request};
+use super::draft::Lookahead;
+use super::{CancelFlag, Draft, Drafted, Event, Finished, Job, PREFILL_CHUNK, Reason, Request};
 use crate::error::{Error, Result};
 use crate::model::Network;
 use crate::model::config::ModelConfig;
@@ -73,6 +74,7 @@ fn answer(config: &ModelConfig, decoders: &mut Decoders, request: &Request, call
         prompt_tokens: request.ids.len(),
         reused_tokens: 0,
         generated: 0,
+        drafted: Drafted::default(),
         prefill_s: 0.0,
         decode_s: 0.0,
     };
@@ -86,7 +88,7 @@ fn answer(config: &ModelConfig, decoders: &mut Decoders, request: &Request, call
     match prefilled {
         Ok(logits) => {
             let start = Instant::now();
-            finished.reason = decode(&mut slot, request, logits, config.context, caller, &mut finished.generated)?;
+            finished.reason = decode(&mut slot, request, logits, config.context, caller, &mut finished)?;
             finished.decode_s = start.elapsed().as_secs_f64();
         }
         Err(reason) => finished.reason = reason,
@@ -136,16 +138,32 @@ fn prefill(
     Ok(logits.filter(|_| listening).ok_or(Reason::Cancelled))
 }
 
-/// Samples, tells, appends, until a stop id, a limit or a cancellation; counts what it told in `generated`.
+/// Samples, tells, appends, until a stop id, a limit or a cancellation; counts in `finished` what it told and drafted.
 fn decode(
     slot: &mut Slot,
     request: &Request,
-    mut logits: Vec<f32>,
+    logits: Vec<f32>,
     context: usize,
     caller: &Caller,
-    generated: &mut usize,
+    finished: &mut Finished,
 ) -> Result<Reason> {
+    let mut lookahead = Lookahead::default();
     let limit = request.max_tokens.min(context - request.ids.len()); // `check` left room
+    let reason = write(slot, request, logits, limit, caller, &mut finished.generated, &mut lookahead)?;
+    slot.settle(&mut lookahead);
+    finished.drafted = lookahead.drafted();
+    Ok(reason)
+}
+
+fn write(
+    slot: &mut Slot,
+    request: &Request,
+    mut logits: Vec<f32>,
+    limit: usize,
+    caller: &Caller,
+    generated: &mut usize,
+    lookahead: &mut Lookahead,
+) -> Result<Reason> {
     let mut sampler = Sampler::new(request.sampling.clone());
     loop {
         if let Some(reason) = caller.stops() {
@@ -163,7 +181,11 @@ fn decode(
         }
         *generated += 1;
         if *generated < limit && caller.stops().is_none() {
-            logits = slot.forward(&[token])?;
+            logits = match request.draft {
+                Draft::Off => slot.forward(&[token])?,
+                // The logits after the last token of all are of no use.
+                Draft::Prompt => slot.forward_ahead(lookahead, token, limit - *generated - 1)?,
+            };
         }
     }
 }

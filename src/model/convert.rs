@@ -71,6 +71,8 @@ pub fn write(
     };
     let head = head(&keys, &tensors.iter().map(declared).collect::<Vec<_>>())?;
     let (mut done, total) = (0, size(&checkpoint));
+    // What a killed run left there is as large as a model. Where it cannot be taken away, it stays.
+    let _ = fsio::sweep_temporaries(fsio::parent(out));
     fsio::write_atomic_with(out, |file| {
         put(file, &head, out)?;
         for tensor in &tensors {
@@ -123,10 +125,7 @@ fn keys(source: &ModelSource, config: &ModelConfig, tensors: &[Planned]) -> Resu
 fn refuse(source: &ModelSource, out: &Path, replace: bool) -> Result<()> {
     let shown = Paths::display(out);
     let fault = |what: &str, hint: &str| Err(Error::failure(format!("{shown}{what}")).hint(hint));
-    let folder = match out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => parent,
-        None => Path::new("."),
-    };
+    let folder = fsio::parent(out);
     if !folder.is_dir() {
         return fault(": there is no such folder to write it in", "make the folder first");
     }

@@ -71,6 +71,10 @@ pub trait Decoder: Send {
     /// cache is as it was.
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
 
+    /// As [`Decoder::forward`], with the logits after each of `ids`, which are few: `[ids][vocab_size]`. They are those that
+    /// the same ids would give one after the other.
+    fn forward_each(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>>;
+
     /// Appends `ids` (not empty) to an empty cache; returns the natural-log probability of `ids[i]` given those before it, for
     /// `i = 1..`, so `ids.len() - 1` values.
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>>;

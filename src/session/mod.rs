@@ -229,6 +229,7 @@ impl Session {
             stop: loaded.model.generation.eos.clone(),
             sampling: sampling.clone(),
             adapter,
+            draft: self.config.generation.draft,
         };
 
         let mut answer = Answer::new(&loaded.model.tokenizer, prompt.inside_thought);

@@ -224,6 +224,7 @@ impl Work<'_> {
             stop: model.generation.eos.clone(),
             sampling: self.sampling(n, interaction.thinking == Some(true) || prompt.inside_thought),
             adapter: self.adapter.clone(),
+            draft: self.config.generation.draft,
         };
         loop {
             let mut answer = Answer::new(&model.tokenizer, prompt.inside_thought);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
-use crate::engine::{CancelFlag, Engine, Event, Request};
+use crate::engine::{CancelFlag, Draft, Engine, Event, Request};
 use crate::model::candle::tests::{adapter, config, network};
 use crate::model::config::Family;
 use crate::model::lora::Target;
@@ -68,7 +68,14 @@ fn threads_and_a_chat_beside_it_change_no_bit() {
         scope.spawn(|| {
             while !over.load(Ordering::SeqCst) {
                 let sampling = Sampling::GREEDY;
-                let request = Request { ids: vec![1, 2, 3], max_tokens: 5, stop: vec![], sampling, adapter: None };
+                let request = Request {
+                    ids: vec![1, 2, 3],
+                    max_tokens: 5,
+                    stop: vec![],
+                    sampling,
+                    adapter: None,
+                    draft: Draft::Off,
+                };
                 let last = engine.generate(request, CancelFlag::new()).into_iter().last();
                 assert!(matches!(last, Some(Event::Done(_))), "{last:?}");
                 answers.fetch_add(1, Ordering::SeqCst);

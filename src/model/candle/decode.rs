@@ -132,6 +132,19 @@ impl Decoder for CandleDecoder {
         })
     }
 
+    fn forward_each(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let shared = Arc::clone(&self.shared);
+        shared.run(|| {
+            let mut each = Vec::with_capacity(ids.len());
+            self.append_all(ids, |_, _, hidden| {
+                let logits = ops::linear(hidden, &shared.weights.head)?.to_device(&Device::Cpu)?;
+                each.extend(logits.to_vec2::<f32>()?);
+                Ok(())
+            })?;
+            Ok(each)
+        })
+    }
+
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let shared = Arc::clone(&self.shared);
         shared.run(|| {

@@ -206,6 +206,19 @@ impl Decoder for CpuDecoder {
         Ok(self.logits(&last).row(0).to_vec())
     }
 
+    fn forward_each(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
+        self.shared.config.check_ids(ids)?;
+        let mut each = Vec::with_capacity(ids.len());
+        for chunk in ids.chunks(CHUNK) {
+            self.append(chunk);
+            let hidden = std::mem::take(&mut self.room.x);
+            let logits = self.logits(&hidden);
+            self.room.x = hidden;
+            each.extend((0..chunk.len()).map(|row| logits.row(row).to_vec()));
+        }
+        Ok(each)
+    }
+
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         self.shared.config.check_ids(ids)?;
         if !self.exact {

@@ -168,6 +168,14 @@ fn pieces_and_threads_change_no_bit() {
         for pieces in [vec![20, 1], vec![1; 21], vec![4, 9, 8]] {
             assert_eq!(read(&mut *decoder, &pieces), expected, "{what}, {pieces:?}");
         }
+        // The logits after each of several tokens are those after one and one.
+        decoder.truncate(3);
+        let each = decoder.forward_each(&PROMPT[3..]).unwrap();
+        assert_eq!((each.len(), decoder.len()), (PROMPT.len() - 3, PROMPT.len()));
+        decoder.truncate(3);
+        for (logits, id) in each.iter().zip(&PROMPT[3..]) {
+            assert_eq!(logits, &decoder.forward(&[*id]).unwrap(), "{what}");
+        }
         // Back to a shared beginning and on again.
         decoder.truncate(13);
         assert_eq!(decoder.forward(&PROMPT[13..]).unwrap(), expected, "{what}");
