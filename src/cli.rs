@@ -449,9 +449,22 @@ pub struct BenchArgs {
 /// What `finch bench` can measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BenchPart {
+    /// From the file's name to the first token
+    Load,
+    /// Reading a prompt of 512 tokens
     Prefill,
+    /// Writing 64 tokens behind one
     Decode,
+    /// The same under an adapter of rank 16 on all linear layers, or that of --adapter
+    Adapter,
+    /// From an adapter in memory to one that runs
+    Swap,
+    /// Writing what the prompt held, with changes, and drafts from there
+    Draft,
+    /// Optimiser steps of 4 rows of 256 tokens
     Training,
+    /// Answers and their first tokens, alone and while a training runs
+    Chat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]

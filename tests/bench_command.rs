@@ -29,13 +29,30 @@ fn every_part_is_measured_and_counted() {
     let report = json(home.path(), &["--threads", "2"]);
     assert_eq!(report["model"], "finch-tiny");
     assert_eq!((&report["threads"], &report["repeat"]), (&Value::from(2), &Value::from(2)));
-    for (part, tokens) in [("prefill", 512), ("decode", 64), ("train", 1024)] {
+    for (part, tokens) in [
+        ("prefill", 512),
+        ("decode", 64),
+        ("adapter_decode", 64),
+        ("draft_decode", 64),
+        ("train", 1024),
+        ("chat_decode", 63),
+        ("beside_training_decode", 63),
+    ] {
         assert_eq!(report[format!("{part}_tokens")], tokens, "{part}");
         let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{part}: {report}"));
         let range = &report[format!("{part}_tok_s_range")];
         let (low, median, high) = (number(&range[0]), number(&report[format!("{part}_tok_s")]), number(&range[1]));
         assert!(low > 0.0 && low <= median && median <= high, "{part}: {report}");
     }
+    for key in ["load_first_token_s", "swap_s", "chat_first_token_s", "beside_training_first_token_s"] {
+        assert!(report[key].as_f64().is_some_and(|s| s > 0.0 && s < 60.0), "{key}: {report}");
+    }
+    for key in ["adapter_decode_ratio", "draft_decode_ratio"] {
+        assert!(report[key].as_f64().is_some_and(|ratio| ratio > 0.05 && ratio < 20.0), "{key}: {report}");
+    }
+    // Three tokens in a row are needed before a draft, again after each sixteenth, which is another; the rest can be drafted.
+    let accepted = report["draft_accepted"].as_f64().unwrap();
+    assert!((0.4..0.8).contains(&accepted), "{report}");
     // The weights alone take this much; the whole is far from a gigabyte.
     let peak = report["peak_rss_gb"].as_f64().expect("the system says it");
     assert!((0.02..1.0).contains(&peak), "{report}");
@@ -47,7 +64,9 @@ fn what_is_left_out_is_not_there() {
     let (home, _alone) = (tempfile::tempdir().unwrap(), alone());
     let report = json(home.path(), &["--only", "decode,prefill"]);
     assert!(report.get("decode_tok_s").is_some() && report.get("prefill_tok_s").is_some(), "{report}");
-    assert!(report.get("train_tok_s").is_none(), "{report}");
+    for key in ["train_tok_s", "adapter_decode_tok_s", "swap_s", "chat_decode_tok_s", "load_first_token_s"] {
+        assert!(report.get(key).is_none(), "{key}: {report}");
+    }
     let ran = run::finch(home.path(), &["bench", "--model", "builtin", "--only", "speed"]);
     assert_eq!(ran.code, Some(2), "{}", ran.error);
 }
