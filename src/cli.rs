@@ -84,7 +84,7 @@ pub struct ChatArgs {
     /// Seed of the sampling: the same seed gives the same answer
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Draft answers from what stands in the conversation (prompt): quotes and edits come faster, no answer is another; off
+    /// Draft answers from what stands in the conversation (prompt): quotes and edits come faster, and say the same; off
     #[arg(long, value_name = "prompt|off")]
     pub draft: Option<String>,
     /// Let a thinking model think before it answers

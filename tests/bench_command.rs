@@ -51,7 +51,7 @@ fn every_part_is_measured_and_counted() {
         assert!(report[key].as_f64().is_some_and(|ratio| ratio > 0.05 && ratio < 20.0), "{key}: {report}");
     }
     // Three tokens in a row are needed before a draft, again after each sixteenth, which is another; the rest can be drafted.
-    let accepted = report["draft_accepted"].as_f64().unwrap();
+    let accepted = report["draft_share"].as_f64().unwrap();
     assert!((0.4..0.8).contains(&accepted), "{report}");
     // The weights alone take this much; the whole is far from a gigabyte.
     let peak = report["peak_rss_gb"].as_f64().expect("the system says it");

@@ -72,7 +72,7 @@ pub trait Decoder: Send {
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>>;
 
     /// As [`Decoder::forward`], with the logits after each of `ids`, which are few: `[ids][vocab_size]`. They are those that
-    /// the same ids would give one after the other.
+    /// the same ids would give one after the other: bit for bit on the CPU network, within f32's rounding on candle.
     fn forward_each(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>>;
 
     /// Appends `ids` (not empty) to an empty cache; returns the natural-log probability of `ids[i]` given those before it, for

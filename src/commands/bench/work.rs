@@ -180,7 +180,7 @@ impl Work<'_> {
         let edited = |(at, id): (usize, &u32)| if at % EDITED == EDITED - 1 { other(*id) } else { *id };
         let answer: Vec<u32> = prompt.iter().take(tokens).enumerate().map(edited).collect();
         decoder.forward(&prompt)?;
-        let (mut seconds, mut ratios, mut accepted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut seconds, mut ratios, mut share) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.times {
             decoder.truncate(prompt.len());
             let (mut lookahead, mut all) = (Lookahead::default(), prompt.clone());
@@ -193,12 +193,12 @@ impl Work<'_> {
             let plain = timed(|| answer.iter().try_for_each(|id| decoder.forward(&[*id]).map(drop)))?;
             seconds.push(drafted);
             ratios.push(plain / drafted);
-            accepted.push(lookahead.drafted().accepted as f64 / answer.len() as f64);
+            share.push(lookahead.drafted().accepted as f64 / answer.len() as f64);
         }
         Ok(vec![
             Measured::rate("quotes, drafted", "draft_decode", answer.len(), &seconds),
             Measured::new("to without", "draft_decode_ratio", Unit::Ratio, &ratios),
-            Measured::new("drafts used", "draft_accepted", Unit::Ratio, &accepted),
+            Measured::new("from drafts", "draft_share", Unit::Ratio, &share),
         ])
     }
 
