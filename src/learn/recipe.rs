@@ -60,7 +60,7 @@ pub const KL_REFUSE: f64 = 0.15;
 pub const HELD_OUT_RISE: f64 = 1.01;
 pub const HELD_OUT_NOISE: f64 = 0.01;
 /// Share of the held-out rows whose own answer has to be likelier than answers to other questions.
-pub const FITTING_MIN: f64 = 0.6;
+pub const FITTING_MIN: f64 = 0.7;
 /// Fewest held-out pairs whose figures mean something, the share of them whose margin has to grow, and how far their
 /// better sides may fall below the base, in nat a token.
 pub const PAIRS_MIN: usize = 5;
