@@ -5,7 +5,7 @@
 
 use half::f16;
 
-use super::interleaved::{by_parts, interleave};
+use super::interleaved::{Interleave, by_parts};
 use super::kernels::dot::{Column, plain};
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Work};
 use super::math::softmax;
@@ -133,7 +133,7 @@ impl<C: Kept> Work for Score<'_, C> {
         let Score { columns, queries, scores, stride } = self;
         let dim = columns.dim;
         let mut lined = vec![0.0; queries.len()];
-        interleave(queries, dim, dim, I::WIDEST, &mut lined);
+        Interleave { from: queries, stride: dim, width: dim, out: &mut lined }.run(isa);
         let keys = columns.keys.chunks_exact(dim).take(stride / LANES);
         for (group, keys) in keys.enumerate() {
             by_parts!(I, queries.len() / dim, |first, N| {
@@ -165,7 +165,7 @@ impl<C: Kept> Work for Mix<'_, C> {
         let (dim, groups) = (columns.dim, columns.dim.div_ceil(LANES));
         let values = &columns.values[..most * groups];
         let mut lined = vec![0.0; queries.len() / dim * most];
-        interleave(scores, stride, most, I::WIDEST, &mut lined);
+        Interleave { from: scores, stride, width: most, out: &mut lined }.run(isa);
         for group in 0..groups {
             let len = LANES.min(dim - group * LANES);
             by_parts!(I, queries.len() / dim, |first, N| {

@@ -126,7 +126,7 @@ impl Taken {
             self.rounded.fill(on.pool, on.level, x);
         }
         if layers.iter().any(|layer| layer.pair.is_some() || !rounds(layer)) {
-            self.numbers.fill(on.pool, on.level, x);
+            self.numbers.fill(on.pool, on.level, x, 0..x.width());
         }
         Input { numbers: &self.numbers, rounded: rounded.then_some(&self.rounded) }
     }

@@ -2,7 +2,9 @@
 //!
 //! Rows that lie behind each other would take an address of their own each, more than a processor has registers for.
 
-use super::kernels::Level;
+use std::ops::Range;
+
+use super::kernels::{Floats, Isa, LANES, Level, Work};
 use super::plane::Plane;
 use super::pool::Pool;
 use super::tiles::Regions;
@@ -14,31 +16,43 @@ pub const TILE: usize = 12;
 /// numbers, then all of the second's. The part that begins with row r begins at r · width.
 #[derive(Debug, Default)]
 pub struct Interleaved {
-    data: Vec<f32>,
-    width: usize,
+    /// As much memory as its numbers take; its rows are of no meaning.
+    memory: Plane,
 }
 
 impl Interleaved {
     pub fn new(pool: &Pool, level: Level, plane: &Plane) -> Interleaved {
         let mut new = Interleaved::default();
-        new.fill(pool, level, plane);
+        new.fill(pool, level, plane, 0..plane.width());
         new
     }
 
-    /// Takes the place of what was there.
-    pub fn fill(&mut self, pool: &Pool, level: Level, plane: &Plane) {
-        self.width = plane.width();
-        self.data.resize(plane.rows() * self.width, 0.0);
-        let (from, stride, widest) = (plane.data(), plane.stride(), level.widest());
-        pool.chunks(&mut self.data, TILE * self.width.max(1), |tile, out| {
-            interleave(&from[tile * TILE * stride..], stride, self.width, widest, out);
-        });
+    /// In the memory of a plane.
+    pub fn within(memory: Plane) -> Interleaved {
+        Interleaved { memory }
+    }
+
+    /// Some columns of all rows of a plane take the place of what was there.
+    pub fn fill<R: Regions>(&mut self, on: &R, level: Level, plane: &Plane, columns: Range<usize>) -> R::Done {
+        let (rows, width, stride) = (plane.rows(), columns.len(), plane.stride());
+        self.memory.resize(rows, width);
+        let from = plane.data().get(columns.start..).unwrap_or_default();
+        on.chunks(&mut self.memory.data_mut()[..rows * width], TILE * width.max(1), |tile, out| {
+            interleave(level, &from[tile * TILE * stride..], stride, width, out);
+        })
+    }
+
+    /// As [`part`](Self::part), as far as there are numbers.
+    #[inline(always)]
+    pub fn rest<const N: usize>(&self, first: usize) -> &[[f32; N]] {
+        self.memory.data().get(first * self.memory.width()..).unwrap_or_default().as_chunks().0
     }
 
     /// The part of `N` rows that begins with row `first`: by column, then by row.
     #[inline(always)]
     pub fn part<const N: usize>(&self, first: usize) -> &[[f32; N]] {
-        self.data[first * self.width..][..N * self.width].as_chunks().0
+        let width = self.memory.width();
+        self.memory.data()[first * width..][..N * width].as_chunks().0
     }
 }
 
@@ -80,16 +94,43 @@ macro_rules! by_parts {
 pub(super) use by_parts;
 
 /// Rows of `width`, `stride` apart, as many as `out` has room for.
-pub fn interleave(from: &[f32], stride: usize, width: usize, widest: usize, out: &mut [f32]) {
-    let (mut first, rows) = (0, out.len() / width.max(1));
-    while first < rows {
-        let of = part(first, rows, widest);
-        let out = &mut out[first * width..][..of * width];
-        for n in 0..of {
-            let row = &from[(first + n) * stride..][..width];
-            out[n..].iter_mut().step_by(of).zip(row).for_each(|(out, x)| *out = *x);
-        }
-        first += of;
+pub fn interleave(level: Level, from: &[f32], stride: usize, width: usize, out: &mut [f32]) {
+    level.run(Interleave { from, stride, width, out });
+}
+
+pub struct Interleave<'a> {
+    pub from: &'a [f32],
+    pub stride: usize,
+    pub width: usize,
+    pub out: &'a mut [f32],
+}
+
+impl Work for Interleave<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Interleave { from, stride, width, out } = self;
+        by_parts!(I, out.len() / width.max(1), |first, N| {
+            let out = out[first * width..][..N * width].as_chunks_mut::<N>().0;
+            let (squares, rest) = out.as_chunks_mut::<LANES>();
+            let mut square = [Floats([0.0; LANES]); LANES];
+            for (at, out) in squares.iter_mut().enumerate() {
+                for n in 0..N {
+                    square[n].0.copy_from_slice(&from[(first + n) * stride + at * LANES..][..LANES]);
+                }
+                let columns = isa.transpose(&square);
+                for (out, column) in out.iter_mut().zip(&columns) {
+                    out.copy_from_slice(&column.0[..N]);
+                }
+            }
+            let done = width / LANES * LANES;
+            for (at, out) in rest.iter_mut().enumerate() {
+                for n in 0..N {
+                    out[n] = from[(first + n) * stride + done + at];
+                }
+            }
+        });
     }
 }
 
@@ -110,7 +151,7 @@ mod tests {
                 let (mut first, mut sizes) = (0, Vec::new());
                 while first < rows {
                     let of = part(first, rows, level.widest());
-                    let part = &interleaved.data[first * width..][..of * width];
+                    let part = &interleaved.memory.data()[first * width..][..of * width];
                     for (column, numbers) in part.chunks(of).enumerate() {
                         let expected: Vec<f32> = (0..of).map(|n| number(first + n, column)).collect();
                         assert_eq!(numbers, expected, "{level:?}, {rows} × {width}");

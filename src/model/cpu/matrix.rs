@@ -112,9 +112,9 @@ impl Matrix {
         }
     }
 
-    /// The numbers of sixteen rows: `out[k * stride..]` gets sixteen of the k-th of `columns`, which begin and end at whole
+    /// The numbers of sixteen rows: `out[k * stride]` gets those of the k-th of `columns`, which begin and end at whole
     /// blocks.
-    pub fn widen(&self, level: Level, group: usize, columns: Range<usize>, out: &mut [f32], stride: usize) {
+    pub fn widen(&self, level: Level, group: usize, columns: Range<usize>, out: &mut [Floats], stride: usize) {
         level.run(Widen { matrix: self, group, columns, out, stride });
     }
 
@@ -223,7 +223,7 @@ struct Widen<'a> {
     matrix: &'a Matrix,
     group: usize,
     columns: Range<usize>,
-    out: &'a mut [f32],
+    out: &'a mut [Floats],
     stride: usize,
 }
 

@@ -4,6 +4,7 @@
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
 //! - `matrix`, `pack`: a weight matrix, and how it is made of a file's bytes
 //! - `plane`, `interleaved`, `rounded`: activations, as rows, as products read them, and as eight-bit numbers
+//! - `panel`: f32 products of many rows
 //! - `pool`, `tiles`: the threads, and who of them writes where
 //! - `products`, `attention`, `math`: the regions of a layer
 //! - `weights`, `pairs`, `decode`: the network, an adapter, and a sequence through both
@@ -22,6 +23,7 @@ mod math;
 mod matrix;
 mod pack;
 mod pairs;
+mod panel;
 mod plane;
 mod pool;
 mod products;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, LANES, Line};
+use super::{Floats, Isa, LANES, Line};
 
 proof! {
     /// The proof that the processor has AVX2, FMA and F16C.
@@ -22,6 +22,7 @@ impl Isa for Avx2 {
     type B = [__m256i; 2];
 
     const WIDEST: usize = 6;
+    const GROUPS: usize = 1;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]
@@ -148,5 +149,45 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn float(self, x: Self::I) -> Self::F {
         x.map(|x| op!(_mm256_cvtepi32_ps(x)))
+    }
+
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()));
+    }
+
+    /// Four squares of eight: pairs of rows, then of pairs, then of the halves of registers.
+    #[inline(always)]
+    fn transpose(self, rows: &[Floats; LANES]) -> [Floats; LANES] {
+        let mut columns = [Floats([0.0; LANES]); LANES];
+        for (below, right) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+            let mut by_two = [op!(_mm256_setzero_ps()); 8];
+            for pair in 0..4 {
+                let (a, b) =
+                    (&rows[below + 2 * pair].0[right..right + 8], &rows[below + 2 * pair + 1].0[right..right + 8]);
+                let (a, b) = (op!(_mm256_loadu_ps(a.as_ptr())), op!(_mm256_loadu_ps(b.as_ptr())));
+                by_two[2 * pair] = op!(_mm256_unpacklo_ps(a, b));
+                by_two[2 * pair + 1] = op!(_mm256_unpackhi_ps(a, b));
+            }
+            // Of rows 4i to 4i + 3, at 4i + c: the columns c and 4 + c.
+            let mut by_four = [op!(_mm256_setzero_ps()); 8];
+            for four in [0, 4] {
+                for half in 0..2 {
+                    let (a, b) = (by_two[four + half], by_two[four + 2 + half]);
+                    let (a, b) = (op!(_mm256_castps_pd(a)), op!(_mm256_castps_pd(b)));
+                    by_four[four + 2 * half] = op!(_mm256_castpd_ps(_mm256_unpacklo_pd(a, b)));
+                    by_four[four + 2 * half + 1] = op!(_mm256_castpd_ps(_mm256_unpackhi_pd(a, b)));
+                }
+            }
+            for c in 0..4 {
+                let (a, b) = (by_four[c], by_four[4 + c]);
+                let both = [op!(_mm256_permute2f128_ps::<0x20>(a, b)), op!(_mm256_permute2f128_ps::<0x31>(a, b))];
+                for (half, x) in both.into_iter().enumerate() {
+                    let place = &mut columns[right + 4 * half + c].0[below..below + 8];
+                    op!(_mm256_storeu_ps(place.as_mut_ptr(), x));
+                }
+            }
+        }
+        columns
     }
 }

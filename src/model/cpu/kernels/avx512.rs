@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Isa, LANES, Line};
+use super::{Floats, Isa, LANES, Line};
 
 proof! {
     /// The proof that the processor has AVX-512 F, BW, VL and VNNI, AVX2, FMA and F16C.
@@ -15,6 +15,7 @@ impl Isa for Avx512 {
     type B = __m512i;
 
     const WIDEST: usize = 12;
+    const GROUPS: usize = 2;
     const OFFSET: f32 = 128.0;
 
     #[inline(always)]
@@ -114,5 +115,42 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn float(self, x: Self::I) -> Self::F {
         op!(_mm512_cvtepi32_ps(x))
+    }
+
+    #[inline(always)]
+    fn fetch<T>(self, x: &T) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()));
+    }
+
+    /// Pairs of rows, then of pairs, then of the quarters of registers.
+    #[inline(always)]
+    fn transpose(self, rows: &[Floats; LANES]) -> [Floats; LANES] {
+        let mut by_two = [op!(_mm512_setzero_ps()); LANES];
+        for pair in 0..8 {
+            let (a, b) = (self.load(&rows[2 * pair].0), self.load(&rows[2 * pair + 1].0));
+            by_two[2 * pair] = op!(_mm512_unpacklo_ps(a, b));
+            by_two[2 * pair + 1] = op!(_mm512_unpackhi_ps(a, b));
+        }
+        // Of rows 4i to 4i + 3, at 4i + c: the columns c, 4 + c, 8 + c, 12 + c.
+        let mut by_four = [op!(_mm512_setzero_ps()); LANES];
+        for four in (0..LANES).step_by(4) {
+            for half in 0..2 {
+                let (a, b) = (by_two[four + half], by_two[four + 2 + half]);
+                let (a, b) = (op!(_mm512_castps_pd(a)), op!(_mm512_castps_pd(b)));
+                by_four[four + 2 * half] = op!(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)));
+                by_four[four + 2 * half + 1] = op!(_mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+            }
+        }
+        let mut columns = [Floats([0.0; LANES]); LANES];
+        for c in 0..4 {
+            let [a, b, x, y] = [by_four[c], by_four[4 + c], by_four[8 + c], by_four[12 + c]];
+            let even = [op!(_mm512_shuffle_f32x4::<0x88>(a, b)), op!(_mm512_shuffle_f32x4::<0x88>(x, y))];
+            let odd = [op!(_mm512_shuffle_f32x4::<0xdd>(a, b)), op!(_mm512_shuffle_f32x4::<0xdd>(x, y))];
+            columns[c] = Floats(self.store(op!(_mm512_shuffle_f32x4::<0x88>(even[0], even[1]))));
+            columns[8 + c] = Floats(self.store(op!(_mm512_shuffle_f32x4::<0xdd>(even[0], even[1]))));
+            columns[4 + c] = Floats(self.store(op!(_mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]))));
+            columns[12 + c] = Floats(self.store(op!(_mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]))));
+        }
+        columns
     }
 }

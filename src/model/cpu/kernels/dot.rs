@@ -270,9 +270,9 @@ pub fn exact<I: Isa, C: Codes, S: Scales, const N: usize>(
 
 /// The numbers of sixteen rows, from column to column: `out[k * stride..]` gets those of `columns[k]`.
 #[inline(always)]
-pub fn widen_plain<I: Isa, C: Column>(isa: I, columns: &[C], out: &mut [f32], stride: usize) {
-    for (column, out) in columns.iter().zip(out.chunks_mut(stride)) {
-        out[..LANES].copy_from_slice(&isa.store(column.widen(isa)));
+pub fn widen_plain<I: Isa, C: Column>(isa: I, columns: &[C], out: &mut [Floats], stride: usize) {
+    for (column, out) in columns.iter().zip(out.iter_mut().step_by(stride)) {
+        out.0 = isa.store(column.widen(isa));
     }
 }
 
@@ -283,12 +283,12 @@ pub fn widen_coded<I: Isa, C: Codes, S: Scales>(
     coded: &Coded,
     group: usize,
     blocks: Range<usize>,
-    out: &mut [f32],
+    out: &mut [Floats],
     stride: usize,
 ) {
     let lines = &coded.lines[group * coded.blocks * C::LINES..][..coded.blocks * C::LINES];
     let lines = &lines[blocks.start * C::LINES..blocks.end * C::LINES];
-    let mut out = out.chunks_mut(stride);
+    let mut out = out.iter_mut().step_by(stride);
     for (block, lines) in blocks.zip(lines.chunks_exact(C::LINES)) {
         let codes = C::unpack(isa, lines);
         let Scale { scale, shift } = S::at(isa, coded, group, block);
@@ -296,7 +296,7 @@ pub fn widen_coded<I: Isa, C: Codes, S: Scales>(
             for at in 0..4 {
                 let code = if C::BITS == 8 { isa.code::<true>(codes, at) } else { isa.code::<false>(codes, at) };
                 if let Some(out) = out.next() {
-                    out[..LANES].copy_from_slice(&isa.store(isa.fma(code, scale[g / 4], shift[g / 4])));
+                    out.0 = isa.store(isa.fma(code, scale[g / 4], shift[g / 4]));
                 }
             }
         }

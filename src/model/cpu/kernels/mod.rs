@@ -83,6 +83,9 @@ pub trait Isa: Copy {
     /// Vectors whose sums the registers hold at once, a value each: 12, 6 or 3.
     const WIDEST: usize;
 
+    /// Groups of sixteen columns whose sums with that many vectors they hold: 1 or 2.
+    const GROUPS: usize;
+
     /// What [`eight`](Self::eight) adds to signed codes.
     const OFFSET: f32;
 
@@ -115,12 +118,39 @@ pub trait Isa: Copy {
     /// signed x above −128.
     fn dot(self, bits: u32, acc: Self::I, w: [Self::B; 4], x: &[i8; 16]) -> Self::I;
     fn float(self, x: Self::I) -> Self::F;
+
+    /// Has the second cache fetch what will soon be read.
+    #[inline(always)]
+    fn fetch<T>(self, _: &T) {}
+
+    /// Sixteen rows of sixteen, to columns.
+    #[inline(always)]
+    fn transpose(self, rows: &[Floats; LANES]) -> [Floats; LANES] {
+        let mut columns = [Floats([0.0; LANES]); LANES];
+        for (at, row) in rows.iter().enumerate() {
+            for (column, x) in columns.iter_mut().zip(row.0) {
+                column.0[at] = x;
+            }
+        }
+        columns
+    }
 }
 
 /// Something to compute, in code that is compiled for each kind of processor. `run` has to be `#[inline(always)]`.
 pub trait Work {
     type Out;
     fn run<I: Isa>(self, isa: I) -> Self::Out;
+}
+
+struct Sizes;
+
+impl Work for Sizes {
+    type Out = (usize, usize);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> (usize, usize) {
+        (I::WIDEST, I::GROUPS)
+    }
 }
 
 /// The instructions that this process computes with.
@@ -155,17 +185,14 @@ impl Level {
     }
 
     /// [`Isa::WIDEST`]
+    #[cfg(test)]
     pub fn widest(self) -> usize {
-        struct Widest;
-        impl Work for Widest {
-            type Out = usize;
+        self.run(Sizes).0
+    }
 
-            #[inline(always)]
-            fn run<I: Isa>(self, _: I) -> usize {
-                I::WIDEST
-            }
-        }
-        self.run(Widest)
+    /// [`Isa::GROUPS`]
+    pub fn groups(self) -> usize {
+        self.run(Sizes).1
     }
 
     pub fn run<W: Work>(self, work: W) -> W::Out {

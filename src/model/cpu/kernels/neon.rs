@@ -18,6 +18,7 @@ impl Isa for Neon {
     type B = [uint8x16_t; 4];
 
     const WIDEST: usize = 6;
+    const GROUPS: usize = 1;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]

@@ -16,6 +16,7 @@ impl Isa for Portable {
     type B = [u8; 64];
 
     const WIDEST: usize = 3;
+    const GROUPS: usize = 1;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{LANES, Level};
+use super::{Floats, LANES, Level};
 use crate::model::cpu::interleaved::{Interleaved, TILE};
 use crate::model::cpu::matrix::{Input, Matrix};
 use crate::model::cpu::pack::{Packer, halved, packed_size};
@@ -49,7 +49,7 @@ pub(crate) fn stored(storage: Storage, numbers: usize, rng: &mut StdRng) -> Vec<
 }
 
 /// A matrix, and its numbers as the file's reader gives them.
-fn matrix(storage: Storage, rows: usize, columns: usize, rng: &mut StdRng) -> (Matrix, Vec<f32>) {
+pub(crate) fn matrix(storage: Storage, rows: usize, columns: usize, rng: &mut StdRng) -> (Matrix, Vec<f32>) {
     let bytes = stored(storage, rows * columns, rng);
     let mut numbers = Vec::new();
     storage.decode().unwrap()(&bytes, &mut numbers);
@@ -60,14 +60,14 @@ fn matrix(storage: Storage, rows: usize, columns: usize, rng: &mut StdRng) -> (M
     (packer.finish().unwrap(), numbers)
 }
 
-fn plane(rows: usize, width: usize, rng: &mut StdRng) -> Plane {
+pub(crate) fn plane(rows: usize, width: usize, rng: &mut StdRng) -> Plane {
     let mut plane = Plane::new(rows, width);
     (0..rows).for_each(|row| plane.row_mut(row).iter_mut().for_each(|x| *x = rng.random::<f32>() * 4.0 - 2.0));
     plane
 }
 
 /// Widths that the type can have, odd ones where it can; under Miri, which takes a second for a millisecond, the first.
-fn widths(storage: Storage) -> &'static [usize] {
+pub(crate) fn widths(storage: Storage) -> &'static [usize] {
     let all: &[usize] = match storage.block().0 {
         1 => &[7, 1, 33, 130],
         32 => &[32, 96, 288],
@@ -183,18 +183,18 @@ fn panels_hold_the_numbers_of_the_file() {
         for columns in [0..wide, block..wide, 0..wide - block] {
             for level in Level::all() {
                 // Two groups side by side, and a column between that nobody may touch.
-                let (stride, first) = (33, 1);
-                let mut panel = vec![7.0; columns.len() * stride];
+                let (stride, first) = (3, 1);
+                let mut panel = vec![Floats([7.0; LANES]); columns.len() * stride];
                 for group in 0..2 {
-                    matrix.widen(level, first + group, columns.clone(), &mut panel[group * LANES..], stride);
+                    matrix.widen(level, first + group, columns.clone(), &mut panel[group..], stride);
                 }
                 for (column, row) in columns.clone().zip(panel.chunks(stride)) {
-                    for (at, found) in (first * LANES..).zip(&row[..2 * LANES]) {
+                    for (at, found) in (first * LANES..).zip(row[..2].iter().flat_map(|sixteen| sixteen.0)) {
                         let expected = if at < 37 { numbers[at * wide + column] } else { 0.0 };
                         let near = (found - expected).abs() <= 1e-5 * (1.0 + expected.abs());
                         assert!(near, "{storage}, {level:?}: {found} and {expected}");
                     }
-                    assert_eq!(row[2 * LANES], 7.0);
+                    assert_eq!(row[2], Floats([7.0; LANES]));
                 }
             }
         }

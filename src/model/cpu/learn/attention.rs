@@ -5,14 +5,14 @@
 
 use std::ops::Range;
 
-use super::linear::{Room, in_room, multiply, put, taken};
+use super::linear::{Room, in_room, put, taken};
 use super::polite::Polite;
 use crate::error::Result;
 use crate::model::cpu::kernels::Level;
 use crate::model::cpu::math::softmax;
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::tiles::Regions;
-use crate::model::product::View;
+use crate::model::product::{self, Parallelism, View};
 
 /// Queries whose scores exist at once.
 const QUERIES: usize = 64;
@@ -192,6 +192,11 @@ impl Polite<'_> {
         self.rows(&mut d_v, |token, out| sum(token, out, &|slopes| &slopes.v))?;
         Ok([d_q, d_k, d_v])
     }
+}
+
+/// On one thread: the tasks around it run on the others.
+fn multiply(out: &mut [f32], stride: usize, a: View<'_>, b: View<'_>, factor: f32, add: bool) {
+    product::product(out, stride, a, b, factor, add, Parallelism::None);
 }
 
 /// The part that a token is in, and its place there.

@@ -6,21 +6,21 @@
 
 use std::ops::Range;
 
-use super::linear::{LOW, Linear, PANEL, Pair, Room, TOKENS, forward_tile, in_room, multiply, put, taken};
+use super::linear::{LOW, Linear, Pair, Room, TOKENS, forward_tile, in_room, put, share, taken, zeros};
 use super::polite::Polite;
 use crate::error::Result;
-use crate::model::cpu::kernels::{LANES, Level};
+use crate::model::cpu::interleaved::Interleaved;
+use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
+use crate::model::cpu::panel::{DEPTH, Panel, WIDTH, outer};
 use crate::model::cpu::plane::Plane;
-use crate::model::cpu::tiles::Regions;
-use crate::model::product::View;
+use crate::model::cpu::tiles::{Regions, Tile};
+use crate::model::lora::LoraModule;
 
-/// Rows of W that lie in a panel at once.
-const DEPTH: usize = 512;
 /// Rows of W that a task goes through: an output layer has many.
 const SPAN: usize = 8192;
 /// Rows or columns of a pair's gradient that are a task.
-const PIECE: usize = 256;
+const PIECE: usize = 240;
 
 /// A layer on the way back.
 #[derive(Clone, Copy)]
@@ -50,6 +50,13 @@ struct Inner<'a> {
     d_low: &'a Plane,
 }
 
+/// Gradients as products take them.
+struct Lined {
+    dz: Interleaved,
+    /// Where the pair has DoRA and sees another input than the weights.
+    dy: Option<Interleaved>,
+}
+
 impl Polite<'_> {
     /// Adds the gradients of the pairs on layers that share the input `x` to `grads`, and puts that of x into `dx`, if it is
     /// wanted.
@@ -61,8 +68,14 @@ impl Polite<'_> {
         dx: Option<&mut Plane>,
     ) -> Result<()> {
         let gained = self.gained(&backs)?;
-        let dz = std::array::from_fn(|at| if gained[at].rows() > 0 { &gained[at] } else { backs[at].dy });
-        let d_low = self.d_low(&backs, dz)?;
+        let dz: [&Plane; N] = std::array::from_fn(|at| if gained[at].rows() > 0 { &gained[at] } else { backs[at].dy });
+        let lined = backs.iter().zip(dz).map(|(back, dz)| {
+            let is_other = back.dropped.is_some() && back.layer.pair.is_some_and(|pair| pair.dora.is_some());
+            let dy = is_other.then(|| self.interleaved(back.dy)).transpose()?;
+            Ok(Lined { dz: self.interleaved(dz)?, dy })
+        });
+        let lined: Vec<Lined> = lined.collect::<Result<_>>()?;
+        let d_low = self.d_low(&backs, &lined)?;
         let inner: [Inner<'_>; N] = std::array::from_fn(|at| Inner { back: backs[at], dz: dz[at], d_low: &d_low[at] });
         self.pairs(inner, x, grads)?;
         for back in &backs {
@@ -70,7 +83,7 @@ impl Polite<'_> {
                 self.magnitude(back, pair, x, grads)?;
             }
         }
-        dx.map_or(Ok(()), |dx| self.input(inner, dx))
+        dx.map_or(Ok(()), |dx| self.input(inner, &lined, dx))
     }
 
     /// g ∘ dy of the layers that have DoRA.
@@ -89,20 +102,28 @@ impl Polite<'_> {
         Ok(gained)
     }
 
-    fn d_low<const N: usize>(self, backs: &[Back<'_>; N], dz: [&Plane; N]) -> Result<[Plane; N]> {
+    /// dl
+    fn d_low<const N: usize>(self, backs: &[Back<'_>; N], lined: &[Lined]) -> Result<[Plane; N]> {
         let low = |back: &Back<'_>| {
             let pair = back.layer.pair;
             pair.map_or(Plane::default(), |pair| Plane::new(back.dy.rows(), pair.module.rank))
         };
-        let mut d_low = backs.each_ref().map(low);
-        self.tiles(d_low.each_mut(), (LOW, usize::MAX), 1, |place, tile| {
-            let (Some(pair), dz) = (backs[place.plane].layer.pair, dz[place.plane]) else { return };
-            let (rows, outs) = (place.row * LOW..place.row * LOW + tile.rows(), 0..dz.width());
-            let rank = pair.module.rank;
-            in_room(|Room { out, .. }| {
-                let out = taken(out, rows.len() * rank);
-                multiply(out, rank, dz.view(rows, outs.clone()), pair.b(outs), pair.module.scale, false);
-                out.chunks_exact(rank).enumerate().for_each(|(row, d)| put(&mut tile.row(row)[..rank], d, false));
+        let (mut d_low, rows) = (backs.each_ref().map(low), share(backs[0].dy.rows(), LOW));
+        self.tiles(d_low.each_mut(), (rows, usize::MAX), 1, |place, tile| {
+            let Some(pair) = backs[place.plane].layer.pair else { return };
+            let LoraModule { rank, out_features, scale, .. } = *pair.module;
+            in_room(|Room { panel, out, .. }| {
+                let (first, width) = (place.row * rows, tile.columns());
+                let out = zeros(out, tile.rows() * width);
+                for from in (0..out_features).step_by(DEPTH) {
+                    let outs = from..out_features.min(from + DEPTH);
+                    panel.fill(self.level, outs.len(), rank, |k, row| {
+                        let b = &pair.b[(from + k) * rank..][..rank];
+                        row.iter_mut().zip(b).for_each(|(place, b)| *place = scale * b);
+                    });
+                    panel.times(self.level, &lined[place.plane].dz, outs, first, out);
+                }
+                out.chunks_exact(width).enumerate().for_each(|(row, d)| put(tile.row(row), d, false));
             });
         })?;
         Ok(d_low)
@@ -111,36 +132,35 @@ impl Polite<'_> {
     /// dA and dB.
     fn pairs<const N: usize>(self, inner: [Inner<'_>; N], x: &Plane, grads: &mut [f32]) -> Result<()> {
         let pairs = inner.map(|inner| inner.back.layer.pair);
-        let mut d_b = pairs.map(|p| p.map_or(Plane::default(), |p| Plane::new(p.module.out_features, p.module.rank)));
+        // dB, and dAᵀ: `[out, rank]`, `[in, rank]`.
+        let new = |of: fn(&LoraModule) -> usize| {
+            pairs.map(|p| p.map_or(Plane::default(), |p| Plane::new(of(p.module), p.module.rank)))
+        };
+        let (mut d_b, mut d_a) = (new(|module| module.out_features), new(|module| module.in_features));
+        let outer_of = |from: &Plane, low: &Plane, first: usize, tile: &mut Tile<'_>| {
+            in_room(|Room { out, .. }| {
+                let (rows, width) = (tile.rows(), tile.columns());
+                let out = zeros(out, rows * width);
+                outer(self.level, from, first..first + rows, low, out);
+                out.chunks_exact(width).enumerate().for_each(|(row, d)| put(tile.row(row), d, false));
+            });
+        };
         self.tiles(d_b.each_mut(), (PIECE, usize::MAX), 1, |place, tile| {
             let Inner { back, dz, .. } = inner[place.plane];
-            let Some(pair) = back.layer.pair else { return };
-            let (rows, rank) = (place.row * PIECE..place.row * PIECE + tile.rows(), pair.module.rank);
-            in_room(|Room { out, .. }| {
-                let (out, tokens) = (taken(out, rows.len() * rank), 0..dz.rows());
-                let (dz, low) = (dz.view(tokens.clone(), rows).t(), back.low.view(tokens, 0..rank));
-                multiply(out, rank, dz, low, pair.module.scale, false);
-                out.chunks_exact(rank).enumerate().for_each(|(row, d)| put(&mut tile.row(row)[..rank], d, false));
-            });
+            outer_of(dz, back.low, place.row * PIECE, tile);
         })?;
-        let mut d_a = pairs.map(|p| p.map_or(Plane::default(), |p| Plane::new(p.module.rank, p.module.in_features)));
-        self.tiles(d_a.each_mut(), (usize::MAX, PIECE), 1, |place, tile| {
+        self.tiles(d_a.each_mut(), (PIECE, usize::MAX), 1, |place, tile| {
             let Inner { back, d_low, .. } = inner[place.plane];
-            let x = back.dropped.map_or(x, |dropped| &dropped.x);
-            let columns = place.column * PIECE..x.width().min(place.column * PIECE + tile.columns());
-            in_room(|Room { out, .. }| {
-                let (width, tokens) = (columns.len(), 0..x.rows());
-                let out = taken(out, tile.rows() * width);
-                let d_low = d_low.view(tokens.clone(), 0..tile.rows()).t();
-                multiply(out, width, d_low, x.view(tokens, columns), 1.0, false);
-                out.chunks_exact(width).enumerate().for_each(|(row, d)| put(&mut tile.row(row)[..width], d, false));
-            });
+            outer_of(back.dropped.map_or(x, |dropped| &dropped.x), d_low, place.row * PIECE, tile);
         })?;
         for ((pair, d_a), d_b) in pairs.into_iter().zip(&d_a).zip(&d_b) {
             let Some(Pair { module, .. }) = pair else { continue };
-            for (plane, place) in [(d_a, &module.a), (d_b, &module.b)] {
-                let rows = grads[place.clone()].chunks_exact_mut(plane.width());
-                rows.enumerate().for_each(|(row, grads)| put(grads, plane.row(row), true));
+            for (out, grads) in grads[module.b.clone()].chunks_exact_mut(module.rank).enumerate() {
+                grads.iter_mut().zip(d_b.row(out)).for_each(|(grad, d)| *grad += module.scale * d);
+            }
+            for (at, grads) in grads[module.a.clone()].chunks_exact_mut(module.in_features).enumerate() {
+                let column = d_a.data()[at..].iter().step_by(d_a.stride());
+                grads.iter_mut().zip(column).for_each(|(grad, d)| *grad += d);
             }
         }
         Ok(())
@@ -150,18 +170,18 @@ impl Polite<'_> {
     fn magnitude(self, back: &Back<'_>, pair: Pair<'_>, x: &Plane, grads: &mut [f32]) -> Result<()> {
         let (Some(dora), Some(place)) = (pair.dora, pair.module.magnitude.clone()) else { return Ok(()) };
         let (Back { layer, dy, low, .. }, x) = (back, back.dropped.map_or(x, |dropped| &dropped.x));
+        let (rows, x, low) = (share(x.rows(), TOKENS), self.interleaved(x)?, self.interleaved(low)?);
         let mut along = Plane::new(1, pair.module.out_features);
-        self.tiles([&mut along], (1, PANEL), 1, |place, tile| {
-            let (first, width) = (place.column * PANEL, tile.columns());
+        self.tiles([&mut along], (1, WIDTH), 1, |place, tile| {
+            let (first, width) = (place.column * WIDTH, tile.columns());
             let columns = first..layer.matrix.rows().min(first + width);
-            let mut sums = [0f64; PANEL];
-            for from in (0..x.rows()).step_by(TOKENS) {
-                let rows = from..x.rows().min(from + TOKENS);
+            let mut sums = [0f64; WIDTH];
+            for from in (0..dy.rows()).step_by(rows) {
+                let rows = from..dy.rows().min(from + rows);
                 in_room(|Room { panel, out, .. }| {
-                    let out = taken(out, rows.len() * width);
-                    forward_tile(self.level, layer.matrix, x, rows.clone(), first, panel, (out, width));
-                    let (low, b) = (low.view(rows.clone(), 0..low.width()), pair.b(columns.clone()).t());
-                    multiply(out, width, low, b, pair.module.scale, true);
+                    let out = zeros(out, rows.len() * width);
+                    forward_tile(self.level, layer.matrix, &x, (from, first), panel, (out, width));
+                    pair.raise_tile(self.level, &low, from, columns.clone(), panel, (out, width));
                     for (row, z) in rows.zip(out.chunks_exact(width)) {
                         let dy = &dy.row(row)[columns.clone()];
                         sums.iter_mut().zip(z).zip(dy).for_each(|((sum, z), dy)| *sum += f64::from(z * dy));
@@ -176,35 +196,41 @@ impl Polite<'_> {
     }
 
     /// The sum of what comes back through all layers.
-    fn input<const N: usize>(self, inner: [Inner<'_>; N], dx: &mut Plane) -> Result<()> {
-        let inputs = dx.width();
-        self.tiles([dx], (TOKENS, PANEL), 1, |place, tile| {
-            let (first_row, first, width) = (place.row * TOKENS, place.column * PANEL, tile.columns());
-            let rows = first_row..first_row + tile.rows();
+    fn input<const N: usize>(self, inner: [Inner<'_>; N], lined: &[Lined], dx: &mut Plane) -> Result<()> {
+        let (inputs, level, rows) = (dx.width(), self.level, share(dx.rows(), TOKENS));
+        let d_lows = inner.iter().map(|inner| self.interleaved(inner.d_low)).collect::<Result<Vec<_>>>()?;
+        self.tiles([dx], (rows, WIDTH), 1, |place, tile| {
+            let (first_row, first, width) = (place.row * rows, place.column * WIDTH, tile.columns());
             let columns = first..inputs.min(first + width);
             in_room(|Room { panel, out, more }| {
-                let (out, more) = (taken(out, rows.len() * width), taken(more, rows.len() * width));
-                let level = self.level;
-                for (at, this) in inner.into_iter().enumerate() {
-                    let Back { layer, dy, dropped, .. } = this.back;
-                    let mut through = |dy: &Plane, out: &mut [f32], factor: f32, add: bool| {
-                        let all = 0..layer.matrix.rows();
-                        back_tile(level, layer.matrix, all, (dy, factor), &rows, &columns, panel, (out, width), add);
-                    };
-                    through(if dropped.is_some() { dy } else { this.dz }, out, 1.0, at > 0);
+                let out = zeros(out, tile.rows() * width);
+                for ((this, lined), d_low) in inner.into_iter().zip(lined).zip(&d_lows) {
+                    let Back { layer, dropped, .. } = this.back;
+                    let dy = lined.dy.as_ref().unwrap_or(&lined.dz);
+                    let all = 0..layer.matrix.rows();
+                    back_tile(level, layer.matrix, all.clone(), dy, &columns, first_row, panel, out);
                     let Some(pair) = layer.pair else { continue };
-                    let (d_low, a) = (this.d_low.view(rows.clone(), 0..pair.module.rank), pair.a(columns.clone()));
+                    let LoraModule { rank, in_features, .. } = *pair.module;
+                    let lower = |out: &mut [f32], panel: &mut Panel| {
+                        panel.fill(level, rank, width, |k, row| {
+                            let a = &pair.a[k * in_features..][columns.clone()];
+                            row[..a.len()].copy_from_slice(a);
+                        });
+                        panel.times(level, d_low, 0..rank, first_row, out);
+                    };
                     let Some(dropped) = dropped else {
-                        multiply(out, width, d_low, a, 1.0, true);
+                        lower(out, panel);
                         continue;
                     };
-                    multiply(more, width, d_low, a, 1.0, false);
-                    if pair.dora.is_some() {
-                        through(this.dz, more, 1.0, true);
-                        through(dy, more, -1.0, true);
+                    let more = zeros(more, tile.rows() * width);
+                    if lined.dy.is_some() {
+                        back_tile(level, layer.matrix, all.clone(), dy, &columns, first_row, panel, more);
+                        more.iter_mut().for_each(|more| *more = -*more);
+                        back_tile(level, layer.matrix, all, &lined.dz, &columns, first_row, panel, more);
                     }
+                    lower(more, panel);
                     let masked = out.chunks_exact_mut(width).zip(more.chunks_exact(width));
-                    for (row, (out, more)) in rows.clone().zip(masked) {
+                    for (row, (out, more)) in (first_row..).zip(masked) {
                         let mask = &dropped.mask.row(row)[columns.clone()];
                         out.iter_mut().zip(more).zip(mask).for_each(|((out, more), mask)| *out += more * mask);
                     }
@@ -214,20 +240,22 @@ impl Polite<'_> {
         })
     }
 
-    /// dx = dy W, of the output layer.
+    /// dx = dy W, of the output layer. `dx` is zero before.
     pub fn through(self, matrix: &Matrix, dy: &Plane, dx: &mut Plane) -> Result<()> {
+        let (inputs, rows) = (dx.width(), share(dx.rows(), TOKENS));
+        let mut lined = Interleaved::default();
         for from in (0..matrix.rows()).step_by(SPAN) {
             let span = from..matrix.rows().min(from + SPAN);
-            let inputs = dx.width();
-            self.tiles([&mut *dx], (TOKENS, PANEL), 1, |place, tile| {
-                let (first_row, first, width) = (place.row * TOKENS, place.column * PANEL, tile.columns());
-                let rows = first_row..first_row + tile.rows();
+            lined.fill(&self, self.level, dy, span.clone())?;
+            self.tiles([&mut *dx], (rows, WIDTH), 1, |place, tile| {
+                let (first, width) = (place.column * WIDTH, tile.columns());
                 let columns = first..inputs.min(first + width);
                 in_room(|Room { panel, out, .. }| {
-                    let out = taken(out, rows.len() * width);
-                    let dy = (dy, 1.0);
-                    back_tile(self.level, matrix, span.clone(), dy, &rows, &columns, panel, (out, width), false);
-                    out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, from > 0));
+                    let out = taken(out, tile.rows() * width);
+                    out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| out.copy_from_slice(tile.row(row)));
+                    let first_row = place.row * rows;
+                    back_tile(self.level, matrix, span.clone(), &lined, &columns, first_row, panel, out);
+                    out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, false));
                 });
             })?;
         }
@@ -235,28 +263,22 @@ impl Polite<'_> {
     }
 }
 
-/// out `[rows, width]` = factor · dy W, or += where `add`: some rows of dy, some columns of W, and of what is summed over the
-/// rows `span` of W, which begins at a multiple of sixteen.
+/// out += dy W: rows of dy from `first_row` on, some columns of W, and of what is summed over the rows `span` of W, which
+/// begins at a multiple of sixteen. `dy` has the columns of the span alone.
 #[allow(clippy::too_many_arguments)] // what, where, into what: no three of them belong together
 fn back_tile(
     level: Level,
     matrix: &Matrix,
     span: Range<usize>,
-    (dy, factor): (&Plane, f32),
-    rows: &Range<usize>,
+    dy: &Interleaved,
     columns: &Range<usize>,
-    panel: &mut Vec<f32>,
-    (out, width): (&mut [f32], usize),
-    add: bool,
+    first_row: usize,
+    panel: &mut Panel,
+    out: &mut [f32],
 ) {
     for from in span.clone().step_by(DEPTH) {
         let to = span.end.min(from + DEPTH);
-        let stride = (to - from).next_multiple_of(LANES);
-        let panel = taken(panel, columns.len() * stride);
-        for group in 0..stride / LANES {
-            matrix.widen(level, from / LANES + group, columns.clone(), &mut panel[group * LANES..], stride);
-        }
-        let w = View::rows(panel, columns.len(), to - from, stride).t();
-        multiply(out, width, dy.view(rows.clone(), from..to), w, factor, add || from > span.start);
+        panel.columns(level, matrix, from..to, columns.clone());
+        panel.times(level, dy, from - span.start..to - span.start, first_row, out);
     }
 }

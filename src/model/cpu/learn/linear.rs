@@ -9,18 +9,16 @@ use std::ops::Range;
 
 use super::polite::Polite;
 use crate::error::Result;
-use crate::model::cpu::kernels::{LANES, Level};
+use crate::model::cpu::interleaved::{Interleaved, TILE};
+use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
+use crate::model::cpu::panel::{DEPTH, Panel, WIDTH};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::tiles::Regions;
 use crate::model::lora::LoraModule;
-use crate::model::product::{self, Parallelism, View};
 
-/// Tokens and columns of a task: enough tokens that widening is little beside multiplying.
-pub const TOKENS: usize = 512;
-pub const PANEL: usize = 64;
-/// Numbers that are summed between two looks at the panel, which bounds its size.
-const DEPTH: usize = 1024;
+/// Most tokens of a task: enough that widening is little beside multiplying.
+pub const TOKENS: usize = 576;
 
 /// A linear layer as it learns.
 #[derive(Clone, Copy)]
@@ -50,24 +48,10 @@ pub struct Dora {
     pub gain: Vec<f32>,
 }
 
-impl<'a> Pair<'a> {
-    /// `[rank, columns]` of A.
-    pub fn a(&self, columns: Range<usize>) -> View<'a> {
-        let stride = self.module.in_features;
-        View::rows(self.a.get(columns.start..).unwrap_or_default(), self.module.rank, columns.len(), stride)
-    }
-
-    /// `[rows, rank]` of B.
-    pub fn b(&self, rows: Range<usize>) -> View<'a> {
-        let rank = self.module.rank;
-        View::rows(self.b.get(rows.start * rank..).unwrap_or_default(), rows.len(), rank, rank)
-    }
-}
-
-/// Room for the panels of a task.
+/// Room of a task.
 #[derive(Default)]
 pub struct Room {
-    pub panel: Vec<f32>,
+    pub panel: Panel,
     pub out: Vec<f32>,
     pub more: Vec<f32>,
 }
@@ -89,33 +73,67 @@ pub fn taken(room: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut room[..len]
 }
 
-/// On one thread: the tasks around it run on the others.
-pub fn multiply(out: &mut [f32], stride: usize, a: View<'_>, b: View<'_>, factor: f32, add: bool) {
-    product::product(out, stride, a, b, factor, add, Parallelism::None);
+/// `len` zeros.
+pub fn zeros(room: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    let out = taken(room, len);
+    out.fill(0.0);
+    out
 }
 
-/// out `[rows, width]` = some rows of `x` times `width` rows of the matrix from `first` on, both multiples of sixteen.
+/// Rows of a task, whole tiles, where no task should have many more than `most`.
+pub fn share(rows: usize, most: usize) -> usize {
+    rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(TILE)
+}
+
+/// out `[rows, width]` += rows of `x` from `first_row` on times `width` rows of the matrix from `first` on, a multiple of
+/// sixteen.
 pub fn forward_tile(
     level: Level,
     matrix: &Matrix,
-    x: &Plane,
-    rows: Range<usize>,
-    first: usize,
-    panel: &mut Vec<f32>,
+    x: &Interleaved,
+    (first_row, first): (usize, usize),
+    panel: &mut Panel,
     (out, width): (&mut [f32], usize),
 ) {
     for from in (0..matrix.columns()).step_by(DEPTH) {
         let columns = from..matrix.columns().min(from + DEPTH);
-        let panel = taken(panel, columns.len() * width);
-        for group in 0..width / LANES {
-            matrix.widen(level, first / LANES + group, columns.clone(), &mut panel[group * LANES..], width);
-        }
-        let w = View::rows(panel, columns.len(), width, width);
-        multiply(out, width, x.view(rows.clone(), columns), w, 1.0, from > 0);
+        panel.rows(level, matrix, first, width, columns.clone());
+        panel.times(level, x, columns, first_row, out);
+    }
+}
+
+impl Pair<'_> {
+    /// out `[rows, width]` += rows of `low`, A(d), from `first_row` on times s · `rows` of B.
+    pub fn raise_tile(
+        self,
+        level: Level,
+        low: &Interleaved,
+        first_row: usize,
+        rows: Range<usize>,
+        panel: &mut Panel,
+        (out, width): (&mut [f32], usize),
+    ) {
+        let LoraModule { rank, scale, .. } = *self.module;
+        panel.fill(level, rank, width, |k, row| {
+            let b = self.b[rows.start * rank..rows.end * rank].iter().skip(k).step_by(rank);
+            row.iter_mut().zip(b).for_each(|(place, b)| *place = scale * b);
+        });
+        panel.times(level, low, 0..rank, first_row, out);
     }
 }
 
 impl Polite<'_> {
+    pub fn interleaved(self, x: &Plane) -> Result<Interleaved> {
+        let mut lined = Interleaved::within(self.plane(x.rows(), x.width()));
+        lined.fill(&self, self.level, x, 0..x.width())?;
+        Ok(lined)
+    }
+
+    /// Of those that there are.
+    fn each_interleaved<const N: usize>(self, all: [Option<&Plane>; N]) -> Result<Vec<Option<Interleaved>>> {
+        all.into_iter().map(|x| x.map(|x| self.interleaved(x)).transpose()).collect()
+    }
+
     /// outs = layers(x), or += where `add`. `dropped`: what the pairs see where it is not x. Returns A(d) of each layer,
     /// `[tokens, rank]`.
     pub fn linear<const N: usize>(
@@ -126,30 +144,32 @@ impl Polite<'_> {
         outs: [&mut Plane; N],
         add: bool,
     ) -> Result<[Plane; N]> {
-        let lows = self.lower(layers, x, dropped)?;
-        self.tiles(outs, (TOKENS, PANEL), 1, |place, tile| {
-            let (layer, dropped, low) = (layers[place.plane], dropped[place.plane], &lows[place.plane]);
-            let (first_row, first, width) = (place.row * TOKENS, place.column * PANEL, tile.columns());
-            let rows = first_row..first_row + tile.rows();
+        let (rows, x, dropped) = (share(x.rows(), TOKENS), self.interleaved(x)?, self.each_interleaved(dropped)?);
+        let lows = self.lower(layers, &x, &dropped, outs[0].rows())?;
+        let lined = self.each_interleaved(lows.each_ref().map(|low| (low.rows() > 0).then_some(low)))?;
+        self.tiles(outs, (rows, WIDTH), 1, |place, tile| {
+            let (layer, dropped, low) = (layers[place.plane], &dropped[place.plane], &lined[place.plane]);
+            let (level, first_row, first, width) = (self.level, place.row * rows, place.column * WIDTH, tile.columns());
             in_room(|Room { panel, out, more }| {
-                let out = taken(out, rows.len() * width);
-                forward_tile(self.level, layer.matrix, x, rows.clone(), first, panel, (out, width));
+                let out = zeros(out, tile.rows() * width);
+                forward_tile(level, layer.matrix, &x, (first_row, first), panel, (out, width));
                 // Behind the last column there is room and nothing else.
                 let columns = first..layer.matrix.rows().min(first + width);
-                if let Some(pair) = layer.pair {
-                    let (low, b) = (low.view(rows.clone(), 0..low.width()), pair.b(columns.clone()).t());
+                if let (Some(pair), Some(low)) = (layer.pair, low) {
                     match (pair.dora, dropped) {
-                        (None, _) => multiply(out, width, low, b, pair.module.scale, true),
+                        (None, _) => pair.raise_tile(level, low, first_row, columns.clone(), panel, (out, width)),
                         (Some(Dora { gain, .. }), None) => {
-                            multiply(out, width, low, b, pair.module.scale, true);
+                            pair.raise_tile(level, low, first_row, columns.clone(), panel, (out, width));
                             by_column(out, width, &gain[columns.clone()], |y, gain| *y *= gain);
                         }
                         (Some(Dora { gain, .. }), Some(dropped)) => {
-                            let (more, gain) = (taken(more, rows.len() * width), &gain[columns.clone()]);
-                            forward_tile(self.level, layer.matrix, dropped, rows.clone(), first, panel, (more, width));
-                            add_by_column(out, more, width, gain, |more, gain| (gain - 1.0) * more);
-                            multiply(more, width, low, b, pair.module.scale, false);
-                            add_by_column(out, more, width, gain, |more, gain| gain * more);
+                            let gain = &gain[columns.clone()];
+                            let base = zeros(more, tile.rows() * width);
+                            forward_tile(level, layer.matrix, dropped, (first_row, first), panel, (base, width));
+                            add_by_column(out, base, width, gain, |base, gain| (gain - 1.0) * base);
+                            let raised = zeros(more, tile.rows() * width);
+                            pair.raise_tile(level, low, first_row, columns.clone(), panel, (raised, width));
+                            add_by_column(out, raised, width, gain, |raised, gain| gain * raised);
                         }
                     }
                 }
@@ -164,22 +184,33 @@ impl Polite<'_> {
         Ok(lows)
     }
 
-    /// A(d) of each layer.
+    /// A(d) of each layer, of so many rows.
     fn lower<const N: usize>(
         self,
         layers: [Linear<'_>; N],
-        x: &Plane,
-        dropped: [Option<&Plane>; N],
+        x: &Interleaved,
+        dropped: &[Option<Interleaved>],
+        rows: usize,
     ) -> Result<[Plane; N]> {
-        let low = |layer: Linear<'_>| layer.pair.map_or(Plane::default(), |p| Plane::new(x.rows(), p.module.rank));
-        let mut lows = layers.map(low);
-        self.tiles(lows.each_mut(), (LOW, usize::MAX), 1, |place, tile| {
-            let (Some(pair), x) = (layers[place.plane].pair, dropped[place.plane].unwrap_or(x)) else { return };
-            let (rows, rank) = (place.row * LOW..place.row * LOW + tile.rows(), pair.module.rank);
-            in_room(|Room { out, .. }| {
-                let out = taken(out, rows.len() * rank);
-                multiply(out, rank, x.view(rows, 0..x.width()), pair.a(0..x.width()).t(), 1.0, false);
-                out.chunks_exact(rank).enumerate().for_each(|(row, low)| put(&mut tile.row(row)[..rank], low, false));
+        let low = |layer: Linear<'_>| layer.pair.map_or(Plane::default(), |p| Plane::new(rows, p.module.rank));
+        let (mut lows, most) = (layers.map(low), share(rows, LOW));
+        self.tiles(lows.each_mut(), (most, usize::MAX), 1, |place, tile| {
+            let (Some(pair), x) = (layers[place.plane].pair, dropped[place.plane].as_ref().unwrap_or(x)) else {
+                return;
+            };
+            let LoraModule { rank, in_features, .. } = *pair.module;
+            in_room(|Room { panel, out, .. }| {
+                let (first, width) = (place.row * most, tile.columns());
+                let out = zeros(out, tile.rows() * width);
+                for from in (0..in_features).step_by(DEPTH) {
+                    let columns = from..in_features.min(from + DEPTH);
+                    panel.fill(self.level, columns.len(), rank, |k, row| {
+                        let a = pair.a[from + k..].iter().step_by(in_features);
+                        row.iter_mut().zip(a).for_each(|(place, a)| *place = *a);
+                    });
+                    panel.times(self.level, x, columns, first, out);
+                }
+                out.chunks_exact(width).enumerate().for_each(|(row, low)| put(tile.row(row), low, false));
             });
         })?;
         Ok(lows)
@@ -187,7 +218,7 @@ impl Polite<'_> {
 }
 
 /// Tokens of a task whose result is as wide as a rank.
-pub const LOW: usize = 128;
+pub const LOW: usize = 256;
 
 /// Runs over rows of `width` numbers beside what belongs to each column.
 pub fn by_column(out: &mut [f32], width: usize, columns: &[f32], with: impl Fn(&mut f32, f32)) {
