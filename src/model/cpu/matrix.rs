@@ -10,8 +10,8 @@ use half::{bf16, f16};
 
 use super::interleaved::{Interleaved, by_parts};
 use super::kernels::dot::{
-    BLOCK, Brains, Centred, Coded, Codes, Column, Eight, Five, Four, Scales, Shifted, Six, Super, SuperHalves, exact,
-    plain, rounded, widen_coded, widen_plain,
+    ABREAST, BLOCK, Brains, Centred, Coded, Codes, Column, Eight, Five, Four, Scales, Shifted, Six, Super, SuperHalves,
+    abreast, exact, plain, rounded, widen_coded, widen_plain,
 };
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
 use super::rounded::Rounded;
@@ -112,6 +112,36 @@ impl Matrix {
         }
     }
 
+    /// Groups from `group` on times an `x` of one vector: `out[g]` gets the products of the g-th of them, bit for bit as
+    /// [`times`](Self::times) gives them.
+    pub fn times_one(&self, level: Level, mut group: usize, x: Input<'_>, out: &mut [[f32; LANES]]) {
+        let alone = |group: usize, out: &mut [[f32; LANES]]| {
+            (group..).zip(out.chunks_mut(1)).for_each(|(group, out)| self.times(level, group, x, 0, out));
+        };
+        let (fours, rest) = out.as_chunks_mut::<ABREAST>();
+        for out in fours {
+            match &self.body {
+                Body::F32(all) => level.run(self.abreast(all, group, x, out)),
+                Body::F16(all) => level.run(self.abreast(all, group, x, out)),
+                Body::BF16(all) => level.run(self.abreast(all, group, x, out)),
+                _ => alone(group, out),
+            }
+            group += ABREAST;
+        }
+        alone(group, rest);
+    }
+
+    fn abreast<'a, C>(
+        &self,
+        all: &'a [C],
+        group: usize,
+        x: Input<'a>,
+        out: &'a mut [[f32; LANES]; ABREAST],
+    ) -> Abreast<'a, C> {
+        let columns = &all[group * self.columns..(group + ABREAST) * self.columns];
+        Abreast { columns, x: x.numbers.part(0), out }
+    }
+
     /// The numbers of sixteen rows: `out[k * stride]` gets those of the k-th of `columns`, which begin and end at whole
     /// blocks.
     pub fn widen(&self, level: Level, group: usize, columns: Range<usize>, out: &mut [Floats], stride: usize) {
@@ -170,6 +200,26 @@ impl<C: Column> Work for Plain<'_, C> {
             let sums = plain::<I, C, N>(isa, columns, x.part(tile + first));
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
+    }
+}
+
+/// Numbers of neighbouring groups times one vector.
+struct Abreast<'a, C> {
+    columns: &'a [C],
+    x: &'a [[f32; 1]],
+    out: &'a mut [[f32; LANES]; ABREAST],
+}
+
+impl<C: Column> Work for Abreast<'_, C> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Abreast { columns, x, out } = self;
+        let each = columns.len() / ABREAST;
+        let group = |at: usize| &columns[at * each..(at + 1) * each];
+        let sums = abreast(isa, [group(0), group(1), group(2), group(3)], x);
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
     }
 }
 

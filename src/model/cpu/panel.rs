@@ -72,6 +72,23 @@ impl Panel {
         level.run(Times { panel: self, x, columns, first, out });
     }
 
+    /// out `[rows, width]` += rows of x from `first_row` on times `width` rows of a matrix from `first` on, a multiple of
+    /// sixteen; through one panel after the other.
+    pub fn product(
+        &mut self,
+        level: Level,
+        matrix: &Matrix,
+        x: &Interleaved,
+        (first_row, first): (usize, usize),
+        (out, width): (&mut [f32], usize),
+    ) {
+        for from in (0..matrix.columns()).step_by(DEPTH) {
+            let columns = from..matrix.columns().min(from + DEPTH);
+            self.rows(level, matrix, first, width, columns.clone());
+            self.times(level, x, columns, first_row, out);
+        }
+    }
+
     /// Its numbers are of no meaning.
     fn resize(&mut self, depth: usize, width: usize) {
         (self.depth, self.groups) = (depth, width / LANES);

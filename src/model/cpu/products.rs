@@ -1,12 +1,19 @@
 //! Regions of matrix products: groups of sixteen rows are the tasks, and what follows a product is done where it is made.
+//! One row of input takes several groups abreast, many rows take panels where f32 is computed with; the bits are the same.
 
 use super::interleaved::{Interleaved, TILE};
+use super::kernels::dot::ABREAST;
 use super::kernels::{LANES, Level};
 use super::math::swiglu;
 use super::matrix::{Input, Matrix};
+use super::panel::Panel;
 use super::plane::Plane;
 use super::pool::Pool;
+use super::room::{Room, in_room, taken};
 use super::tiles::Regions;
+
+/// Columns of a task that makes panels: as many as kernels take at once, or twice that.
+const PANEL: usize = 32;
 
 /// Where products are computed, and how.
 #[derive(Clone, Copy)]
@@ -65,6 +72,46 @@ impl Lowered<'_> {
             out.iter_mut().for_each(|out| out.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias));
         }
     }
+
+    /// Columns of the layer's output from `first` on, `[rows, width]`, for all rows of the input.
+    fn panel(&self, on: On<'_>, first: usize, x: Input<'_>, panel: &mut Panel, (out, width): (&mut [f32], usize)) {
+        let Layer { matrix, bias, pair } = self.layer;
+        out.fill(0.0);
+        panel.product(on.level, matrix, x.numbers, (0, first), (out, width));
+        if let Some(pair) = pair {
+            for b in on.parts(&pair.b) {
+                let mut more = vec![0.0; out.len()];
+                panel.product(on.level, b, &self.low, (0, first), (&mut more, width));
+                out.iter_mut().zip(more).for_each(|(out, more)| *out += more);
+            }
+        }
+        let gain = pair.and_then(|pair| pair.gain.as_deref()).and_then(|gain| gain.get(first..));
+        let bias = bias.and_then(|bias| bias.get(first..));
+        for out in out.chunks_exact_mut(width) {
+            out.iter_mut().zip(gain.unwrap_or_default()).for_each(|(out, gain)| *out *= gain);
+            out.iter_mut().zip(bias.unwrap_or_default()).for_each(|(out, bias)| *out += bias);
+        }
+    }
+
+    /// Columns of the layer's output from a group on, for an input of one row.
+    fn row(&self, on: On<'_>, group: usize, x: Input<'_>, out: &mut [[f32; LANES]]) {
+        let Layer { matrix, bias, pair } = self.layer;
+        matrix.times_one(on.level, group, x, out);
+        if let Some(pair) = pair {
+            for b in on.parts(&pair.b) {
+                let mut more = [[0.0; LANES]; ABREAST];
+                let more = &mut more[..out.len()];
+                b.times_one(on.level, group, Input { numbers: &self.low, rounded: None }, more);
+                out.as_flattened_mut().iter_mut().zip(more.as_flattened()).for_each(|(out, more)| *out += more);
+            }
+            if let Some(gain) = pair.gain.as_ref().and_then(|gain| gain.get(group * LANES..)) {
+                out.as_flattened_mut().iter_mut().zip(gain).for_each(|(out, gain)| *out *= gain);
+            }
+        }
+        if let Some(bias) = bias.and_then(|bias| bias.get(group * LANES..)) {
+            out.as_flattened_mut().iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
+        }
+    }
 }
 
 impl On<'_> {
@@ -76,19 +123,35 @@ impl On<'_> {
     /// outs[i] = layers[i](x), or += where `add`.
     pub fn linear<const N: usize>(self, layers: [Layer<'_>; N], x: Input<'_>, outs: [&mut Plane; N], add: bool) {
         let groups = layers.iter().map(|layer| layer.matrix.groups()).sum();
-        let rows = outs[0].rows();
+        let (rows, abreast) = (outs[0].rows(), self.abreast(&layers, outs[0].rows()));
         let layers = self.lower(layers, x, rows);
+        if abreast {
+            self.pool.tiles(outs, (1, ABREAST * LANES), self.each(groups / ABREAST), |place, tile| {
+                let mut out = [[0.0; LANES]; ABREAST];
+                let out = &mut out[..tile.columns() / LANES];
+                layers[place.plane].row(self, place.column * ABREAST, x, out);
+                put(tile.row(0), out.as_flattened(), add);
+            });
+            return;
+        }
+        if x.rounded.is_none() && rows > TILE {
+            self.pool.tiles(outs, (rows, PANEL), 1, |place, tile| {
+                in_room(|Room { panel, out, .. }| {
+                    let width = tile.columns();
+                    let out = taken(out, rows * width);
+                    layers[place.plane].panel(self, place.column * PANEL, x, panel, (out, width));
+                    out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, add));
+                });
+            });
+            return;
+        }
         self.pool.tiles(outs, (rows, LANES), self.each(groups), |place, tile| {
             for first in (0..tile.rows()).step_by(TILE) {
                 let mut out = [[0.0; LANES]; TILE];
                 let out = &mut out[..TILE.min(tile.rows() - first)];
                 layers[place.plane].group(self, place.column, x, first, out);
                 for (row, values) in (first..).zip(out) {
-                    let place = tile.row(row);
-                    match add {
-                        true => place.iter_mut().zip(values).for_each(|(place, value)| *place += *value),
-                        false => place.copy_from_slice(values),
-                    }
+                    put(tile.row(row), values, add);
                 }
             }
         });
@@ -97,8 +160,33 @@ impl On<'_> {
     /// out = silu(gate(x)) · up(x)
     pub fn gated(self, gate: Layer<'_>, up: Layer<'_>, x: Input<'_>, out: &mut Plane) {
         let groups = gate.matrix.groups();
-        let all = out.rows();
+        let (all, abreast) = (out.rows(), self.abreast(&[gate, up], out.rows()));
         let [gate, up] = self.lower([gate, up], x, all);
+        if abreast {
+            self.pool.tiles([out], (1, ABREAST * LANES), self.each(groups / ABREAST), |place, tile| {
+                let (mut gated, mut ups) = ([[0.0; LANES]; ABREAST], [[0.0; LANES]; ABREAST]);
+                let (of, first) = (tile.columns() / LANES, place.column * ABREAST);
+                let (gated, ups) = (&mut gated[..of], &mut ups[..of]);
+                gate.row(self, first, x, gated);
+                up.row(self, first, x, ups);
+                swiglu(self.level, gated, ups);
+                tile.row(0).copy_from_slice(gated.as_flattened());
+            });
+            return;
+        }
+        if x.rounded.is_none() && all > TILE {
+            self.pool.tiles([out], (all, PANEL), 1, |place, tile| {
+                in_room(|Room { panel, out, more }| {
+                    let (first, width) = (place.column * PANEL, tile.columns());
+                    let (gated, ups) = (taken(out, all * width), taken(more, all * width));
+                    gate.panel(self, first, x, panel, (gated, width));
+                    up.panel(self, first, x, panel, (ups, width));
+                    swiglu(self.level, gated.as_chunks_mut().0, ups.as_chunks().0);
+                    gated.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, false));
+                });
+            });
+            return;
+        }
         self.pool.tiles([out], (all, LANES), self.each(groups), |place, tile| {
             for first in (0..tile.rows()).step_by(TILE) {
                 let (mut gated, mut ups) = ([[0.0; LANES]; TILE], [[0.0; LANES]; TILE]);
@@ -112,6 +200,11 @@ impl On<'_> {
                 }
             }
         });
+    }
+
+    /// Whether one row of input goes through several groups at once: where products wait for their own sums.
+    fn abreast(self, layers: &[Layer<'_>], rows: usize) -> bool {
+        rows == 1 && layers.iter().all(|layer| !layer.matrix.is_coded())
     }
 
     /// How many of `groups` a thread takes at once: neighbours in memory, and few enough that none waits long for the last.
@@ -137,5 +230,13 @@ impl On<'_> {
         });
         let mut lows = lows.iter().map(|low| Interleaved::new(self.pool, self.level, low));
         layers.map(|layer| Lowered { layer, low: lows.next().unwrap_or_default() })
+    }
+}
+
+/// place = values, or += where `add`.
+pub fn put(place: &mut [f32], values: &[f32], add: bool) {
+    match add {
+        true => place.iter_mut().zip(values).for_each(|(place, value)| *place += *value),
+        false => place.copy_from_slice(values),
     }
 }

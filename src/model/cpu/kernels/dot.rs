@@ -56,6 +56,24 @@ pub fn plain<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[[f32
     sum
 }
 
+/// Groups of rows that one vector meets at once: their sums go on side by side, each alone would wait for itself.
+pub const ABREAST: usize = 4;
+
+/// As [`plain`], of several groups and one vector.
+#[inline(always)]
+pub fn abreast<I: Isa, C: Column>(isa: I, groups: [&[C]; ABREAST], x: &[[f32; 1]]) -> [I::F; ABREAST] {
+    let mut sum = [isa.splat(0.0); ABREAST];
+    let [a, b, c, d] = groups;
+    for ((((a, b), c), d), x) in a.iter().zip(b).zip(c).zip(d).zip(x) {
+        let x = isa.splat(x[0]);
+        sum[0] = isa.fma(a.widen(isa), x, sum[0]);
+        sum[1] = isa.fma(b.widen(isa), x, sum[1]);
+        sum[2] = isa.fma(c.widen(isa), x, sum[2]);
+        sum[3] = isa.fma(d.widen(isa), x, sum[3]);
+    }
+    sum
+}
+
 /// How the codes of a block lie in lines.
 pub trait Codes {
     /// Of a code; eight-bit ones are signed, others not.

@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 
-use super::linear::{Room, in_room, put, taken};
 use super::polite::Polite;
 use crate::error::Result;
 use crate::model::cpu::kernels::Level;
 use crate::model::cpu::math::softmax;
 use crate::model::cpu::plane::Plane;
+use crate::model::cpu::products::put;
+use crate::model::cpu::room::{Room, in_room, taken};
 use crate::model::cpu::tiles::Regions;
 use crate::model::product::{self, Parallelism, View};
 

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::linear::{LOW, Linear, Pair, Room, TOKENS, forward_tile, in_room, put, share, taken, zeros};
+use super::linear::{LOW, Linear, Pair, TOKENS, share};
 use super::polite::Polite;
 use crate::error::Result;
 use crate::model::cpu::interleaved::Interleaved;
@@ -14,6 +14,8 @@ use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
 use crate::model::cpu::panel::{DEPTH, Panel, WIDTH, outer};
 use crate::model::cpu::plane::Plane;
+use crate::model::cpu::products::put;
+use crate::model::cpu::room::{Room, in_room, taken, zeros};
 use crate::model::cpu::tiles::{Regions, Tile};
 use crate::model::lora::LoraModule;
 
@@ -180,7 +182,7 @@ impl Polite<'_> {
                 let rows = from..dy.rows().min(from + rows);
                 in_room(|Room { panel, out, .. }| {
                     let out = zeros(out, rows.len() * width);
-                    forward_tile(self.level, layer.matrix, &x, (from, first), panel, (out, width));
+                    panel.product(self.level, layer.matrix, &x, (from, first), (out, width));
                     pair.raise_tile(self.level, &low, from, columns.clone(), panel, (out, width));
                     for (row, z) in rows.zip(out.chunks_exact(width)) {
                         let dy = &dy.row(row)[columns.clone()];

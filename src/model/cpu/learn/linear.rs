@@ -4,7 +4,6 @@
 //! the processor's cache, and multiplies. Which tasks there are depends on the shapes alone, so that the number of threads
 //! changes no bit.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use super::polite::Polite;
@@ -14,6 +13,8 @@ use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
 use crate::model::cpu::panel::{DEPTH, Panel, WIDTH};
 use crate::model::cpu::plane::Plane;
+use crate::model::cpu::products::put;
+use crate::model::cpu::room::{Room, in_room, zeros};
 use crate::model::cpu::tiles::Regions;
 use crate::model::lora::LoraModule;
 
@@ -48,58 +49,9 @@ pub struct Dora {
     pub gain: Vec<f32>,
 }
 
-/// Room of a task.
-#[derive(Default)]
-pub struct Room {
-    pub panel: Panel,
-    pub out: Vec<f32>,
-    pub more: Vec<f32>,
-}
-
-thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
-}
-
-/// Room that belongs to the thread. Tasks do not nest.
-pub fn in_room<T>(work: impl FnOnce(&mut Room) -> T) -> T {
-    ROOM.with_borrow_mut(work)
-}
-
-/// The first `len` numbers, of no meaning.
-pub fn taken(room: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if room.len() < len {
-        room.resize(len, 0.0);
-    }
-    &mut room[..len]
-}
-
-/// `len` zeros.
-pub fn zeros(room: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    let out = taken(room, len);
-    out.fill(0.0);
-    out
-}
-
 /// Rows of a task, whole tiles, where no task should have many more than `most`.
 pub fn share(rows: usize, most: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(TILE)
-}
-
-/// out `[rows, width]` += rows of `x` from `first_row` on times `width` rows of the matrix from `first` on, a multiple of
-/// sixteen.
-pub fn forward_tile(
-    level: Level,
-    matrix: &Matrix,
-    x: &Interleaved,
-    (first_row, first): (usize, usize),
-    panel: &mut Panel,
-    (out, width): (&mut [f32], usize),
-) {
-    for from in (0..matrix.columns()).step_by(DEPTH) {
-        let columns = from..matrix.columns().min(from + DEPTH);
-        panel.rows(level, matrix, first, width, columns.clone());
-        panel.times(level, x, columns, first_row, out);
-    }
 }
 
 impl Pair<'_> {
@@ -152,7 +104,7 @@ impl Polite<'_> {
             let (level, first_row, first, width) = (self.level, place.row * rows, place.column * WIDTH, tile.columns());
             in_room(|Room { panel, out, more }| {
                 let out = zeros(out, tile.rows() * width);
-                forward_tile(level, layer.matrix, &x, (first_row, first), panel, (out, width));
+                panel.product(level, layer.matrix, &x, (first_row, first), (out, width));
                 // Behind the last column there is room and nothing else.
                 let columns = first..layer.matrix.rows().min(first + width);
                 if let (Some(pair), Some(low)) = (layer.pair, low) {
@@ -165,7 +117,7 @@ impl Polite<'_> {
                         (Some(Dora { gain, .. }), Some(dropped)) => {
                             let gain = &gain[columns.clone()];
                             let base = zeros(more, tile.rows() * width);
-                            forward_tile(level, layer.matrix, dropped, (first_row, first), panel, (base, width));
+                            panel.product(level, layer.matrix, dropped, (first_row, first), (base, width));
                             add_by_column(out, base, width, gain, |base, gain| (gain - 1.0) * base);
                             let raised = zeros(more, tile.rows() * width);
                             pair.raise_tile(level, low, first_row, columns.clone(), panel, (raised, width));
@@ -230,12 +182,5 @@ pub fn by_column(out: &mut [f32], width: usize, columns: &[f32], with: impl Fn(&
 fn add_by_column(out: &mut [f32], more: &[f32], width: usize, columns: &[f32], with: impl Fn(f32, f32) -> f32) {
     for (row, more) in out.chunks_exact_mut(width).zip(more.chunks_exact(width)) {
         row.iter_mut().zip(more).zip(columns).for_each(|((y, more), of)| *y += with(*more, *of));
-    }
-}
-
-pub fn put(place: &mut [f32], values: &[f32], add: bool) {
-    match add {
-        true => place.iter_mut().zip(values).for_each(|(place, value)| *place += *value),
-        false => place.copy_from_slice(values),
     }
 }
