@@ -276,7 +276,7 @@ pub fn ordinary<'a>(
 }
 
 /// The base's greedy answers, each of at most `max_tokens`, sorted by the prompts' content and without repetition. Prompts
-/// that leave no room for an answer are left out. Gives way to the chat at every token.
+/// that leave no room for an answer are left out. Gives way to the chat at every token; what was asked before is remembered.
 pub fn answer(
     model: &Model,
     prompts: &[Vec<Message>],
@@ -297,8 +297,10 @@ pub fn answer(
     }
     lanes.map(prompts.len(), |i| {
         let (key, prompt) = prompts[i].clone();
-        let mut decoder = model.network.decoder(None)?;
-        let (answer, end) = greedy(decoder.as_mut(), &prompt, max_tokens, &model.generation.eos, courtesy)?;
+        let (answer, end) = model.answers.of(&prompt, max_tokens, || {
+            let mut decoder = model.network.decoder(None)?;
+            greedy(decoder.as_mut(), &prompt, max_tokens, &model.generation.eos, courtesy)
+        })?;
         Ok(Answered { key, prompt, answer, end })
     })
 }
@@ -392,7 +394,11 @@ mod tests {
         let answered = answer(&model, &prompts, 6, &lanes, &Courtesy::default()).unwrap();
         assert_eq!(answered.len(), 3, "once each");
         let backwards: Vec<_> = prompts.iter().rev().cloned().collect();
-        assert_eq!(answer(&model, &backwards, 6, &lanes, &Courtesy::default()).unwrap(), answered);
+        // Remembered: there is nothing to work out, which this would stop.
+        let cancelled = Courtesy::default();
+        cancelled.cancel();
+        assert_eq!(answer(&model, &backwards, 6, &lanes, &cancelled).unwrap(), answered);
+        assert!(answer(&model, &backwards, 7, &lanes, &cancelled).is_err(), "of another length it is another answer");
         for a in &answered {
             // Token by token, without a cache between them.
             let mut ids = a.prompt.clone();

@@ -68,6 +68,7 @@ pub fn model(seed: u64) -> Model {
         template: Arc::new(ChatTemplate::from_files(None, None).unwrap()),
         generation: GenerationConfig { eos: vec![300, 302], ..Default::default() },
         builtin: true,
+        answers: Arc::default(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Network;
+use super::answers::Answers;
 use super::backend::Backend;
 use super::builtin;
 use super::checkpoint::Checkpoint;
@@ -62,6 +63,8 @@ pub struct Model {
     pub template: Arc<ChatTemplate>,
     pub generation: GenerationConfig,
     pub builtin: bool,
+    /// What the base has said to prompts that training and the gate ask it.
+    pub answers: Arc<Answers>,
 }
 
 /// What turns text into token ids and says how a model is asked; no weights.
@@ -350,6 +353,7 @@ impl Model {
             template: Arc::new(template),
             generation,
             builtin,
+            answers: Arc::default(),
         })
     }
 

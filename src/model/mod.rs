@@ -6,6 +6,7 @@
 //! never held whole. Behind the seam stand two networks: the candle one (any device, the oracle in tests) and a faster one for
 //! the CPU. Nothing above knows which.
 
+pub mod answers;
 pub mod backend;
 pub mod builtin;
 pub mod candle;

@@ -80,6 +80,7 @@ fn model(network: MockNetwork) -> Model {
         template: Arc::new(ChatTemplate::new(TEMPLATE).unwrap()),
         generation: GenerationConfig { eos: vec![300, IM_END], temperature: Some(0.0), ..Default::default() },
         builtin: false,
+        answers: Arc::default(),
     }
 }
 

@@ -136,7 +136,7 @@ impl<C: Kept> Work for Score<'_, C> {
         Interleave { from: queries, stride: dim, width: dim, out: &mut lined }.run(isa);
         let keys = columns.keys.chunks_exact(dim).take(stride / LANES);
         for (group, keys) in keys.enumerate() {
-            by_parts!(I, queries.len() / dim, |first, N| {
+            by_parts!(I::WIDEST, queries.len() / dim, |first, N| {
                 let sums = plain::<I, C, N>(isa, keys, lined[first * dim..][..N * dim].as_chunks().0);
                 for (n, sum) in sums.into_iter().enumerate() {
                     let at = (first + n) * stride + group * LANES;
@@ -168,7 +168,7 @@ impl<C: Kept> Work for Mix<'_, C> {
         Interleave { from: scores, stride, width: most, out: &mut lined }.run(isa);
         for group in 0..groups {
             let len = LANES.min(dim - group * LANES);
-            by_parts!(I, queries.len() / dim, |first, N| {
+            by_parts!(I::WIDEST, queries.len() / dim, |first, N| {
                 let p: &[[f32; N]] = lined[first * most..][..N * most].as_chunks().0;
                 let mut sum = [isa.splat(0.0); N];
                 for (value, p) in values[group..].iter().step_by(groups).zip(p) {

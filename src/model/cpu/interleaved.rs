@@ -74,16 +74,16 @@ pub fn part(first: usize, rows: usize, widest: usize) -> usize {
     sizes(widest).into_iter().find(|&size| size <= left).unwrap_or(1)
 }
 
-/// Evaluates `$body` for each part of `$rows` rows, with the constant `$N` for its size.
+/// Evaluates `$body` for each part of `$rows` rows, with the constant `$N` for its size, at most `$widest`.
 macro_rules! by_parts {
-    ($isa:ident, $rows:expr, |$first:ident, $N:ident| $body:expr) => {
-        by_parts!($isa, $rows, |$first, $N| $body, 12 6 4 3 2 1)
+    ($widest:expr, $rows:expr, |$first:ident, $N:ident| $body:expr) => {
+        by_parts!($widest, $rows, |$first, $N| $body, 12 6 4 3 2 1)
     };
-    ($isa:ident, $rows:expr, |$first:ident, $N:ident| $body:expr, $($size:literal)+) => {{
+    ($widest:expr, $rows:expr, |$first:ident, $N:ident| $body:expr, $($size:literal)+) => {{
         let (mut $first, rows) = (0, $rows);
         while $first < rows {
-            let size = $crate::model::cpu::interleaved::part($first, rows, $isa::WIDEST);
-            $(if const { $crate::model::cpu::interleaved::is_size($size, $isa::WIDEST) } && size == $size {
+            let size = $crate::model::cpu::interleaved::part($first, rows, $widest);
+            $(if const { $crate::model::cpu::interleaved::is_size($size, $widest) } && size == $size {
                 const $N: usize = $size;
                 $body
             })+
@@ -111,7 +111,7 @@ impl Work for Interleave<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Interleave { from, stride, width, out } = self;
-        by_parts!(I, out.len() / width.max(1), |first, N| {
+        by_parts!(I::WIDEST, out.len() / width.max(1), |first, N| {
             let out = out[first * width..][..N * width].as_chunks_mut::<N>().0;
             let (squares, rest) = out.as_chunks_mut::<LANES>();
             let mut square = [Floats([0.0; LANES]); LANES];

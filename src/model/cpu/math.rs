@@ -51,6 +51,19 @@ fn sum(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     parts.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
 }
 
+/// The largest; numbers that are none are passed over.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut parts = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (part, x) in parts.iter_mut().zip(chunk) {
+            *part = if *x > *part { *x } else { *part };
+        }
+    }
+    parts.iter().chain(rest).fold(f32::NEG_INFINITY, |most, x| if *x > most { *x } else { most })
+}
+
 /// x · weight / √(mean(x²) + eps)
 pub fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     level.run(Loops(
@@ -111,11 +124,14 @@ pub fn rms_back(level: Level, x: &[f32], weight: &[f32], eps: f32, d: &[f32], dx
         #[inline(always)]
         || {
             let r = 1.0 / (sum(x, |x| x * x) / x.len() as f32 + eps).sqrt();
-            let mut along = 0f64;
-            for ((x, d), weight) in x.iter().zip(d).zip(weight) {
-                along += f64::from(x * d * weight);
+            let mut parts = [0f64; 16];
+            let sixteens = x.chunks(16).zip(d.chunks(16)).zip(weight.chunks(16));
+            for ((x, d), weight) in sixteens {
+                for (((part, x), d), weight) in parts.iter_mut().zip(x).zip(d).zip(weight) {
+                    *part += f64::from(x * d * weight);
+                }
             }
-            let along = along as f32 / x.len() as f32 * r * r * r;
+            let along = parts.iter().sum::<f64>() as f32 / x.len() as f32 * r * r * r;
             for (((dx, x), d), weight) in dx.iter_mut().zip(x).zip(d).zip(weight) {
                 *dx += r * d * weight - x * along;
             }
@@ -128,7 +144,7 @@ pub fn log_sum_exp(level: Level, x: &[f32]) -> f32 {
     level.run(Loops(
         #[inline(always)]
         || {
-            let largest = x.iter().fold(f32::NEG_INFINITY, |most, x| if *x > most { *x } else { most });
+            let largest = largest(x);
             largest + sum(x, |x| exp(x - largest)).ln()
         },
     ))
@@ -161,12 +177,29 @@ pub fn divergence(level: Level, (p, all_p): (&[f32], f32), (q, all_q): (&[f32], 
     ))
 }
 
+/// What flows back through [`softmax`], in the place of `d`: p ∘ (d − Σ d ∘ p).
+pub fn softmax_back(level: Level, p: &[f32], d: &mut [f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || {
+            let mut parts = [0f64; 16];
+            for (p, d) in p.chunks(16).zip(d.chunks(16)) {
+                for ((part, p), d) in parts.iter_mut().zip(p).zip(d) {
+                    *part += f64::from(p * d);
+                }
+            }
+            let along = parts.iter().sum::<f64>() as f32;
+            d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along));
+        },
+    ));
+}
+
 /// x becomes softmax(x).
 pub fn softmax(level: Level, x: &mut [f32]) {
     level.run(Loops(
         #[inline(always)]
         || {
-            let largest = x.iter().fold(f32::NEG_INFINITY, |most, x| if *x > most { *x } else { most });
+            let largest = largest(x);
             x.iter_mut().for_each(|x| *x = exp(*x - largest));
             let factor = 1.0 / sum(x, |x| x);
             x.iter_mut().for_each(|x| *x *= factor);

@@ -148,6 +148,11 @@ impl Matrix {
         level.run(Widen { matrix: self, group, columns, out, stride });
     }
 
+    /// Has the second cache fetch what [`widen`](Self::widen) will read, as far as it is there.
+    pub fn fetch(&self, level: Level, group: usize, columns: Range<usize>) {
+        level.run(Fetch { matrix: self, group, columns });
+    }
+
     /// All rows, behind each other.
     #[cfg(test)]
     pub fn numbers(&self) -> Vec<f32> {
@@ -196,7 +201,7 @@ impl<C: Column> Work for Plain<'_, C> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Plain { columns, x, first: tile, out } = self;
-        by_parts!(I, out.len(), |first, N| {
+        by_parts!(I::WIDEST, out.len(), |first, N| {
             let sums = plain::<I, C, N>(isa, columns, x.part(tile + first));
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
@@ -239,7 +244,7 @@ impl<T: Codes, S: Scales> Work for Exact<'_, T, S> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Exact { coded, group, x, first: tile, out, .. } = self;
-        by_parts!(I, out.len(), |first, N| {
+        by_parts!(I::WIDEST, out.len(), |first, N| {
             let sums = exact::<I, T, S, N>(isa, coded, group, x.part(tile + first));
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
@@ -262,7 +267,7 @@ impl<T: Codes, S: Scales> Work for Narrow<'_, T, S> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Narrow { coded, group, x, first: tile, out, .. } = self;
-        by_parts!(I, out.len(), |first, N| {
+        by_parts!(I::WIDEST, out.len(), |first, N| {
             let sums = rounded::<I, T, S, N>(isa, coded, group, x, tile + first);
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
@@ -302,6 +307,43 @@ impl Work for Widen<'_> {
             Body::Q4K(all) => coded!(all, Four, Super),
             Body::Q5K(all) => coded!(all, Five, Super),
             Body::Q6K(all) => coded!(all, Six, SuperHalves),
+        }
+    }
+}
+
+struct Fetch<'a> {
+    matrix: &'a Matrix,
+    group: usize,
+    columns: Range<usize>,
+}
+
+impl Work for Fetch<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Fetch { matrix, group, columns } = self;
+        let end = columns.end.min(matrix.columns);
+        if group >= matrix.groups() || columns.start >= end {
+            return;
+        }
+        let (blocks, of_group) = (columns.start / BLOCK..end / BLOCK, group * (matrix.columns / BLOCK));
+        let columns = group * matrix.columns + columns.start..group * matrix.columns + end;
+        macro_rules! coded {
+            ($coded:expr, $codes:ty) => {{
+                let lines = of_group + blocks.start..of_group + blocks.end;
+                let of_block = <$codes as Codes>::LINES;
+                $coded.lines[lines.start * of_block..lines.end * of_block].iter().for_each(|line| isa.fetch(line))
+            }};
+        }
+        match &matrix.body {
+            Body::F32(all) => all[columns].iter().for_each(|line| isa.fetch(line)),
+            Body::F16(all) => all[columns].iter().step_by(2).for_each(|line| isa.fetch(line)),
+            Body::BF16(all) => all[columns].iter().step_by(2).for_each(|line| isa.fetch(line)),
+            Body::Q8_0(all) => coded!(all, Eight),
+            Body::Q4_0(all) | Body::Q4_1(all) | Body::Q4K(all) => coded!(all, Four),
+            Body::Q5_0(all) | Body::Q5_1(all) | Body::Q5K(all) => coded!(all, Five),
+            Body::Q6K(all) => coded!(all, Six),
         }
     }
 }

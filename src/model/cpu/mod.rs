@@ -4,7 +4,7 @@
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
 //! - `matrix`, `pack`: a weight matrix, and how it is made of a file's bytes
 //! - `plane`, `interleaved`, `rounded`: activations, as rows, as products read them, and as eight-bit numbers
-//! - `panel`, `room`: f32 products of many rows, and what they need on their way
+//! - `panel/`, `room`: products of many rows with every bit, or with sixteen, and what they need on their way
 //! - `pool`, `tiles`: the threads, and who of them writes where
 //! - `products`, `attention`, `math`: the regions of a layer
 //! - `weights`, `pairs`, `decode`: the network, an adapter, and a sequence through both

@@ -147,6 +147,32 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, a: Self::F, x: Self::F) -> Self::F {
+        let sign = op!(_mm256_set1_ps(-0.0));
+        [op!(_mm256_max_ps(a[0], _mm256_andnot_ps(sign, x[0]))), op!(_mm256_max_ps(a[1], _mm256_andnot_ps(sign, x[1])))]
+    }
+
+    #[inline(always)]
+    fn pair(self, a: Self::F, b: Self::F) -> Line {
+        let mut line = Line([0; 64]);
+        for (half, out) in line.0.chunks_exact_mut(32).enumerate() {
+            let (a, b) = (op!(_mm256_cvtps_epi32(a[half])), op!(_mm256_cvtps_epi32(b[half])));
+            let low = op!(_mm256_and_si256(a, _mm256_set1_epi32(0xffff)));
+            op!(_mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_or_si256(low, _mm256_slli_epi32::<16>(b))));
+        }
+        line
+    }
+
+    #[inline(always)]
+    fn dot_pair(self, acc: Self::I, w: Self::B, x: f32) -> Self::I {
+        let x = op!(_mm256_castps_si256(_mm256_set1_ps(x)));
+        [
+            op!(_mm256_add_epi32(acc[0], _mm256_madd_epi16(w[0], x))),
+            op!(_mm256_add_epi32(acc[1], _mm256_madd_epi16(w[1], x))),
+        ]
+    }
+
+    #[inline(always)]
     fn float(self, x: Self::I) -> Self::F {
         x.map(|x| op!(_mm256_cvtepi32_ps(x)))
     }

@@ -16,6 +16,7 @@ impl Isa for Avx512 {
 
     const WIDEST: usize = 12;
     const GROUPS: usize = 2;
+    const WORDS: bool = true;
     const OFFSET: f32 = 128.0;
 
     #[inline(always)]
@@ -110,6 +111,25 @@ impl Isa for Avx512 {
             acc = op!(_mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x)));
         }
         acc
+    }
+
+    #[inline(always)]
+    fn largest(self, a: Self::F, x: Self::F) -> Self::F {
+        op!(_mm512_max_ps(a, _mm512_abs_ps(x)))
+    }
+
+    #[inline(always)]
+    fn pair(self, a: Self::F, b: Self::F) -> Line {
+        let (a, b) = (op!(_mm512_cvtps_epi32(a)), op!(_mm512_cvtps_epi32(b)));
+        let both = op!(_mm512_or_si512(_mm512_and_si512(a, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32::<16>(b)));
+        let mut line = Line([0; 64]);
+        op!(_mm512_storeu_si512(line.0.as_mut_ptr().cast(), both));
+        line
+    }
+
+    #[inline(always)]
+    fn dot_pair(self, acc: Self::I, w: Self::B, x: f32) -> Self::I {
+        op!(_mm512_dpwssd_epi32(acc, w, _mm512_castps_si512(_mm512_set1_ps(x))))
     }
 
     #[inline(always)]

@@ -86,6 +86,9 @@ pub trait Isa: Copy {
     /// Groups of sixteen columns whose sums with that many vectors they hold: 1 or 2.
     const GROUPS: usize;
 
+    /// Whether products of sixteen-bit numbers are faster than those of f32.
+    const WORDS: bool = false;
+
     /// What [`eight`](Self::eight) adds to signed codes.
     const OFFSET: f32;
 
@@ -119,6 +122,13 @@ pub trait Isa: Copy {
     fn dot(self, bits: u32, acc: Self::I, w: [Self::B; 4], x: &[i8; 16]) -> Self::I;
     fn float(self, x: Self::I) -> Self::F;
 
+    /// The larger of `a` and |x|; either where x is not a number.
+    fn largest(self, a: Self::F, x: Self::F) -> Self::F;
+    /// The nearest whole numbers of a and b, side by side in sixteen bits each.
+    fn pair(self, a: Self::F, b: Self::F) -> Line;
+    /// acc + the products of both numbers of a pair with those of `x`, which a pair's bits make.
+    fn dot_pair(self, acc: Self::I, w: Self::B, x: f32) -> Self::I;
+
     /// Has the second cache fetch what will soon be read.
     #[inline(always)]
     fn fetch<T>(self, _: &T) {}
@@ -145,11 +155,11 @@ pub trait Work {
 struct Sizes;
 
 impl Work for Sizes {
-    type Out = (usize, usize);
+    type Out = (usize, usize, bool);
 
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> (usize, usize) {
-        (I::WIDEST, I::GROUPS)
+    fn run<I: Isa>(self, _: I) -> (usize, usize, bool) {
+        (I::WIDEST, I::GROUPS, I::WORDS)
     }
 }
 
@@ -193,6 +203,11 @@ impl Level {
     /// [`Isa::GROUPS`]
     pub fn groups(self) -> usize {
         self.run(Sizes).1
+    }
+
+    /// [`Isa::WORDS`]
+    pub fn words(self) -> bool {
+        self.run(Sizes).2
     }
 
     pub fn run<W: Work>(self, work: W) -> W::Out {

@@ -129,6 +129,34 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn largest(self, a: Self::F, x: Self::F) -> Self::F {
+        from_fn(|i| op!(vmaxq_f32(a[i], vabsq_f32(x[i]))))
+    }
+
+    #[inline(always)]
+    fn pair(self, a: Self::F, b: Self::F) -> Line {
+        let mut line = Line([0; 64]);
+        for (i, out) in line.0.chunks_exact_mut(16).enumerate() {
+            let (a, b) = (op!(vcvtnq_s32_f32(a[i])), op!(vcvtnq_s32_f32(b[i])));
+            let both = op!(vorrq_s32(vandq_s32(a, vdupq_n_s32(0xffff)), vshlq_n_s32::<16>(b)));
+            op!(vst1q_u8(out.as_mut_ptr(), vreinterpretq_u8_s32(both)));
+        }
+        line
+    }
+
+    #[inline(always)]
+    fn dot_pair(self, mut acc: Self::I, w: Self::B, x: f32) -> Self::I {
+        let x = op!(vreinterpretq_s16_f32(vdupq_n_f32(x)));
+        for (acc, w) in acc.iter_mut().zip(w) {
+            let w = op!(vreinterpretq_s16_u8(w));
+            let low = op!(vmull_s16(vget_low_s16(w), vget_low_s16(x)));
+            let high = op!(vmull_high_s16(w, x));
+            *acc = op!(vaddq_s32(*acc, vpaddq_s32(low, high)));
+        }
+        acc
+    }
+
+    #[inline(always)]
     fn float(self, x: Self::I) -> Self::F {
         x.map(|x| op!(vcvtq_f32_s32(x)))
     }

@@ -117,6 +117,31 @@ impl Isa for Portable {
         acc
     }
 
+    #[inline(never)]
+    fn largest(self, a: Self::F, x: Self::F) -> Self::F {
+        from_fn(|i| a[i].max(x[i].abs()))
+    }
+
+    #[inline(never)]
+    fn pair(self, a: Self::F, b: Self::F) -> Line {
+        let mut line = Line([0; 64]);
+        for (i, out) in line.0.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let [a, b] = [a[i], b[i]].map(|x| (x.round_ties_even() as i16).to_le_bytes());
+            *out = [a[0], a[1], b[0], b[1]];
+        }
+        line
+    }
+
+    #[inline(never)]
+    fn dot_pair(self, acc: Self::I, w: Self::B, x: f32) -> Self::I {
+        let word = |bytes: &[u8]| i32::from(i16::from_le_bytes([bytes[0], bytes[1]]));
+        let x = x.to_bits().to_le_bytes();
+        from_fn(|i| {
+            let w = &w[4 * i..4 * i + 4];
+            acc[i] + word(&w[..2]) * word(&x[..2]) + word(&w[2..]) * word(&x[2..])
+        })
+    }
+
     #[inline(always)]
     fn float(self, x: Self::I) -> Self::F {
         x.map(|x| x as f32)

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::polite::Polite;
 use crate::error::Result;
 use crate::model::cpu::kernels::Level;
-use crate::model::cpu::math::softmax;
+use crate::model::cpu::math::{softmax, softmax_back};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, taken};
@@ -159,8 +159,7 @@ impl Polite<'_> {
                     multiply(&mut slopes.v, dim, View::rows(p, n, seen, seen).t(), d_mixed, 1.0, true);
                     multiply(d, seen, d_mixed, v.t(), 1.0, false);
                     for (p, d) in p.chunks_exact(seen).zip(d.chunks_exact_mut(seen)) {
-                        let along: f64 = p.iter().zip(&*d).map(|(p, d)| f64::from(p * d)).sum();
-                        d.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along as f32));
+                        softmax_back(self.level, p, d);
                     }
                     let d = View::rows(d, n, seen, seen);
                     multiply(d_q, dim, d, k, 1.0, false);

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use super::linear::{LOW, Linear, Pair, TOKENS, share};
+use super::linear::{LOW, Linear, Lined, Pair, share};
 use super::polite::Polite;
 use crate::error::Result;
 use crate::model::cpu::interleaved::Interleaved;
 use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
-use crate::model::cpu::panel::{DEPTH, Panel, WIDTH, outer};
+use crate::model::cpu::panel::{DEPTH, Panel, WIDTH, Words, outer};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, taken, zeros};
@@ -53,10 +53,10 @@ struct Inner<'a> {
 }
 
 /// Gradients as products take them.
-struct Lined {
-    dz: Interleaved,
+struct Coming {
+    dz: Lined,
     /// Where the pair has DoRA and sees another input than the weights.
-    dy: Option<Interleaved>,
+    dy: Option<Lined>,
 }
 
 impl Polite<'_> {
@@ -73,10 +73,10 @@ impl Polite<'_> {
         let dz: [&Plane; N] = std::array::from_fn(|at| if gained[at].rows() > 0 { &gained[at] } else { backs[at].dy });
         let lined = backs.iter().zip(dz).map(|(back, dz)| {
             let is_other = back.dropped.is_some() && back.layer.pair.is_some_and(|pair| pair.dora.is_some());
-            let dy = is_other.then(|| self.interleaved(back.dy)).transpose()?;
-            Ok(Lined { dz: self.interleaved(dz)?, dy })
+            let dy = is_other.then(|| self.lined(back.dy)).transpose()?;
+            Ok(Coming { dz: self.lined(dz)?, dy })
         });
-        let lined: Vec<Lined> = lined.collect::<Result<_>>()?;
+        let lined: Vec<Coming> = lined.collect::<Result<_>>()?;
         let d_low = self.d_low(&backs, &lined)?;
         let inner: [Inner<'_>; N] = std::array::from_fn(|at| Inner { back: backs[at], dz: dz[at], d_low: &d_low[at] });
         self.pairs(inner, x, grads)?;
@@ -105,7 +105,7 @@ impl Polite<'_> {
     }
 
     /// dl
-    fn d_low<const N: usize>(self, backs: &[Back<'_>; N], lined: &[Lined]) -> Result<[Plane; N]> {
+    fn d_low<const N: usize>(self, backs: &[Back<'_>; N], lined: &[Coming]) -> Result<[Plane; N]> {
         let low = |back: &Back<'_>| {
             let pair = back.layer.pair;
             pair.map_or(Plane::default(), |pair| Plane::new(back.dy.rows(), pair.module.rank))
@@ -172,7 +172,7 @@ impl Polite<'_> {
     fn magnitude(self, back: &Back<'_>, pair: Pair<'_>, x: &Plane, grads: &mut [f32]) -> Result<()> {
         let (Some(dora), Some(place)) = (pair.dora, pair.module.magnitude.clone()) else { return Ok(()) };
         let (Back { layer, dy, low, .. }, x) = (back, back.dropped.map_or(x, |dropped| &dropped.x));
-        let (rows, x, low) = (share(x.rows(), TOKENS), self.interleaved(x)?, self.interleaved(low)?);
+        let (rows, x, low) = (share(x.rows(), self.tokens()), self.lined(x)?, self.lined(low)?);
         let mut along = Plane::new(1, pair.module.out_features);
         self.tiles([&mut along], (1, WIDTH), 1, |place, tile| {
             let (first, width) = (place.column * WIDTH, tile.columns());
@@ -198,9 +198,9 @@ impl Polite<'_> {
     }
 
     /// The sum of what comes back through all layers.
-    fn input<const N: usize>(self, inner: [Inner<'_>; N], lined: &[Lined], dx: &mut Plane) -> Result<()> {
-        let (inputs, level, rows) = (dx.width(), self.level, share(dx.rows(), TOKENS));
-        let d_lows = inner.iter().map(|inner| self.interleaved(inner.d_low)).collect::<Result<Vec<_>>>()?;
+    fn input<const N: usize>(self, inner: [Inner<'_>; N], lined: &[Coming], dx: &mut Plane) -> Result<()> {
+        let (inputs, level, rows) = (dx.width(), self.level, share(dx.rows(), self.tokens()));
+        let d_lows = inner.iter().map(|inner| self.lined(inner.d_low)).collect::<Result<Vec<_>>>()?;
         self.tiles([dx], (rows, WIDTH), 1, |place, tile| {
             let (first_row, first, width) = (place.row * rows, place.column * WIDTH, tile.columns());
             let columns = first..inputs.min(first + width);
@@ -244,11 +244,11 @@ impl Polite<'_> {
 
     /// dx = dy W, of the output layer. `dx` is zero before.
     pub fn through(self, matrix: &Matrix, dy: &Plane, dx: &mut Plane) -> Result<()> {
-        let (inputs, rows) = (dx.width(), share(dx.rows(), TOKENS));
-        let mut lined = Interleaved::default();
+        let (inputs, rows) = (dx.width(), share(dx.rows(), self.tokens()));
+        let mut lined = if self.words { Lined::Words(Words::default()) } else { Lined::Floats(Interleaved::default()) };
         for from in (0..matrix.rows()).step_by(SPAN) {
             let span = from..matrix.rows().min(from + SPAN);
-            lined.fill(&self, self.level, dy, span.clone())?;
+            lined.fill(self, dy, span.clone())?;
             self.tiles([&mut *dx], (rows, WIDTH), 1, |place, tile| {
                 let (first, width) = (place.column * WIDTH, tile.columns());
                 let columns = first..inputs.min(first + width);
@@ -272,7 +272,7 @@ fn back_tile(
     level: Level,
     matrix: &Matrix,
     span: Range<usize>,
-    dy: &Interleaved,
+    dy: &Lined,
     columns: &Range<usize>,
     first_row: usize,
     panel: &mut Panel,

@@ -11,15 +11,17 @@ use crate::error::Result;
 use crate::model::cpu::interleaved::{Interleaved, TILE};
 use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
-use crate::model::cpu::panel::{DEPTH, Panel, WIDTH};
+use crate::model::cpu::panel::{DEPTH, Panel, Rows, WIDTH, Words};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, zeros};
 use crate::model::cpu::tiles::Regions;
 use crate::model::lora::LoraModule;
 
-/// Most tokens of a task: enough that widening is little beside multiplying.
-pub const TOKENS: usize = 576;
+/// Most tokens of a task, enough that making a panel is little beside multiplying, and few enough that a panel's share of
+/// them fits the second cache: of f32, and of words.
+const TOKENS: usize = 576;
+const WORD_TOKENS: usize = 1152;
 
 /// A linear layer as it learns.
 #[derive(Clone, Copy)]
@@ -49,6 +51,31 @@ pub struct Dora {
     pub gain: Vec<f32>,
 }
 
+/// Rows of activations as products take them: with every bit, or with sixteen of a block's largest.
+pub enum Lined {
+    Floats(Interleaved),
+    Words(Words),
+}
+
+impl Lined {
+    /// Some columns of a plane take the place of what was there.
+    pub fn fill(&mut self, on: Polite<'_>, x: &Plane, columns: Range<usize>) -> Result<()> {
+        match self {
+            Lined::Floats(lined) => lined.fill(&on, on.level, x, columns),
+            Lined::Words(lined) => lined.fill(&on, on.level, x, columns),
+        }
+    }
+}
+
+impl Rows for Lined {
+    fn past(&self, panel: &mut Panel, level: Level, columns: Range<usize>, first: usize, out: &mut [f32]) {
+        match self {
+            Lined::Floats(lined) => lined.past(panel, level, columns, first, out),
+            Lined::Words(lined) => lined.past(panel, level, columns, first, out),
+        }
+    }
+}
+
 /// Rows of a task, whole tiles, where no task should have many more than `most`.
 pub fn share(rows: usize, most: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(TILE)
@@ -59,7 +86,7 @@ impl Pair<'_> {
     pub fn raise_tile(
         self,
         level: Level,
-        low: &Interleaved,
+        low: &Lined,
         first_row: usize,
         rows: Range<usize>,
         panel: &mut Panel,
@@ -75,15 +102,25 @@ impl Pair<'_> {
 }
 
 impl Polite<'_> {
-    pub fn interleaved(self, x: &Plane) -> Result<Interleaved> {
-        let mut lined = Interleaved::within(self.plane(x.rows(), x.width()));
-        lined.fill(&self, self.level, x, 0..x.width())?;
+    pub fn tokens(self) -> usize {
+        if self.words { WORD_TOKENS } else { TOKENS }
+    }
+
+    /// Rows as products take them.
+    pub fn lined(self, x: &Plane) -> Result<Lined> {
+        let mut lined = if self.words {
+            let (pairs, scales) = Words::room(x.width());
+            Lined::Words(Words::within(self.plane(x.rows(), pairs), self.plane(x.rows(), scales)))
+        } else {
+            Lined::Floats(Interleaved::within(self.plane(x.rows(), x.width())))
+        };
+        lined.fill(self, x, 0..x.width())?;
         Ok(lined)
     }
 
     /// Of those that there are.
-    fn each_interleaved<const N: usize>(self, all: [Option<&Plane>; N]) -> Result<Vec<Option<Interleaved>>> {
-        all.into_iter().map(|x| x.map(|x| self.interleaved(x)).transpose()).collect()
+    fn each_lined<const N: usize>(self, all: [Option<&Plane>; N]) -> Result<Vec<Option<Lined>>> {
+        all.into_iter().map(|x| x.map(|x| self.lined(x)).transpose()).collect()
     }
 
     /// outs = layers(x), or += where `add`. `dropped`: what the pairs see where it is not x. Returns A(d) of each layer,
@@ -96,9 +133,9 @@ impl Polite<'_> {
         outs: [&mut Plane; N],
         add: bool,
     ) -> Result<[Plane; N]> {
-        let (rows, x, dropped) = (share(x.rows(), TOKENS), self.interleaved(x)?, self.each_interleaved(dropped)?);
+        let (rows, x, dropped) = (share(x.rows(), self.tokens()), self.lined(x)?, self.each_lined(dropped)?);
         let lows = self.lower(layers, &x, &dropped, outs[0].rows())?;
-        let lined = self.each_interleaved(lows.each_ref().map(|low| (low.rows() > 0).then_some(low)))?;
+        let lined = self.each_lined(lows.each_ref().map(|low| (low.rows() > 0).then_some(low)))?;
         self.tiles(outs, (rows, WIDTH), 1, |place, tile| {
             let (layer, dropped, low) = (layers[place.plane], &dropped[place.plane], &lined[place.plane]);
             let (level, first_row, first, width) = (self.level, place.row * rows, place.column * WIDTH, tile.columns());
@@ -140,8 +177,8 @@ impl Polite<'_> {
     fn lower<const N: usize>(
         self,
         layers: [Linear<'_>; N],
-        x: &Interleaved,
-        dropped: &[Option<Interleaved>],
+        x: &Lined,
+        dropped: &[Option<Lined>],
         rows: usize,
     ) -> Result<[Plane; N]> {
         let low = |layer: Linear<'_>| layer.pair.map_or(Plane::default(), |p| Plane::new(rows, p.module.rank));

@@ -17,6 +17,8 @@ pub struct Polite<'a> {
     pub level: Level,
     pub courtesy: &'a Courtesy,
     pub stash: Option<&'a Arc<Stash>>,
+    /// Products are of sixteen-bit numbers.
+    pub words: bool,
 }
 
 impl Polite<'_> {
@@ -73,7 +75,7 @@ mod tests {
     fn an_answer_takes_the_threads_and_gives_them_back() {
         let (pool, gate) = (Pool::new(2).unwrap(), Arc::<ChatGate>::default());
         let courtesy = Courtesy::beside(Arc::clone(&gate));
-        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy, stash: None };
+        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy, stash: None, words: false };
         let counts: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
         let done = || counts.iter().map(|count| count.load(Ordering::SeqCst)).sum::<usize>();
         let answering = Mutex::new(None);
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn a_cancelled_region_ends() {
         let (pool, courtesy) = (Pool::new(2).unwrap(), Courtesy::default());
-        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy, stash: None };
+        let polite = Polite { pool: &pool, level: Level::detect(), courtesy: &courtesy, stash: None, words: false };
         let done = AtomicUsize::new(0);
         let run = polite.run(1000, &|_| {
             done.fetch_add(1, Ordering::SeqCst);
