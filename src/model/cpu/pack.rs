@@ -1,8 +1,5 @@
 //! From the bytes of a file to a packed [`Matrix`]: rows are taken as they come, sixteen at a time.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
 use super::kernels::dot::{BLOCK, Brains, Coded};
 use super::kernels::{Floats, Halves, LANES, Line};
 use super::matrix::{Body, Matrix};
@@ -126,33 +123,6 @@ pub fn plain(rows: usize, columns: usize, numbers: &[f32]) -> Matrix {
         }
     }
     Matrix { rows, columns, body: Body::F32(all) }
-}
-
-/// A matrix of numbers in memory, row-major, `columns` not zero, in two parts of f16, and by what to multiply their products:
-/// numbers = factor · (first + second), the second of which is the first's rounding. Together they keep 22 bits.
-pub fn halved(rows: usize, columns: usize, numbers: &[f32]) -> ([Matrix; 2], f32) {
-    let most = numbers.iter().fold(0f32, |most, number| most.max(number.abs()));
-    // A power of two moves the largest into the upper half of f16's range, so that small ones keep their bits too.
-    let factor = if most > 0.0 { (most.log2().floor() - 14.0).clamp(-126.0, 126.0).exp2() } else { 1.0 };
-    let mut both = [(); 2].map(|()| vec![Halves([0; LANES]); rows.div_ceil(LANES) * columns]);
-    let (mut scaled, mut widened, mut halves) = (vec![0.0; columns], vec![0.0; columns], vec![f16::ZERO; columns]);
-    let [first, second] = &mut both;
-    let groups = first.chunks_exact_mut(columns).zip(second.chunks_exact_mut(columns));
-    for ((first, second), rows) in groups.zip(numbers.chunks(LANES * columns)) {
-        for (lane, row) in rows.chunks_exact(columns).enumerate() {
-            let put = |group: &mut [Halves], halves: &[f16]| {
-                group.iter_mut().zip(halves).for_each(|(column, half)| column.0[lane] = half.to_bits());
-            };
-            scaled.iter_mut().zip(row).for_each(|(scaled, number)| *scaled = number / factor);
-            halves.convert_from_f32_slice(&scaled);
-            put(first, &halves);
-            halves.convert_to_f32_slice(&mut widened);
-            scaled.iter_mut().zip(&widened).for_each(|(scaled, first)| *scaled -= first);
-            halves.convert_from_f32_slice(&scaled);
-            put(second, &halves);
-        }
-    }
-    (both.map(|all| Matrix { rows, columns, body: Body::F16(all) }), factor)
 }
 
 /// Bytes of a packed matrix.
