@@ -6,6 +6,7 @@
 mod work;
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -18,7 +19,7 @@ use crate::cli::{BenchArgs, BenchPart};
 use crate::error::{Context, Error, Result};
 use crate::learn::round::default_threads;
 use crate::model::digest::DigestCache;
-use crate::model::load::{Base, ModelSource};
+use crate::model::load::{Base, Model, ModelSource};
 use crate::repl::render;
 use crate::text;
 use work::{Measured, Unit, Work};
@@ -32,7 +33,8 @@ struct Report {
     adapter: Option<String>,
     threads: usize,
     repeat: usize,
-    /// From the files' names to a network that can compute, in seconds; the files may be in the system's cache.
+    /// From the files' names to a network that can compute, in seconds; the files may be in the system's cache. Where loading
+    /// was measured, with the words beside it.
     load: f64,
     measured: Vec<Measured>,
     /// Largest resident set of the process so far, in bytes; None where the system does not say.
@@ -94,18 +96,25 @@ fn load_base(ground: &Ground, source: &ModelSource) -> Result<(Base, f64)> {
 }
 
 /// Loads the model so many times, one after the other, and writes a token with each: the last one, the median of the
-/// seconds to a network, and those to the token. With the words, where the model has any: a chat needs them.
+/// seconds until it was loaded, and those to the token. With the words, where the model has any: a chat needs them.
 fn load(ground: &Ground, source: &ModelSource, times: usize) -> Result<(Base, f64, Vec<Measured>)> {
     say("Measuring load…\n");
     let (mut loaded, mut networks, mut tokens) = (None, Vec::new(), Vec::new());
+    let (digests, has_words) = (DigestCache::of(&ground.paths), source.chat_files().is_ok());
     for _ in 0..times {
         drop(loaded.take()); // before the next one is there
         let started = Instant::now();
-        let words = source.chat_files();
-        let (base, seconds) = load_base(ground, source)?;
+        let (base, words) = match has_words {
+            true => {
+                let model = Model::load(source, &digests)?;
+                let words = Some(Arc::clone(&model.tokenizer));
+                (Base::from(model), words)
+            }
+            false => (Base::load(source, &digests)?, None),
+        };
+        networks.push(started.elapsed().as_secs_f64());
         base.network.decoder(None)?.forward(&[0])?;
         tokens.push(started.elapsed().as_secs_f64());
-        networks.push(seconds);
         drop(words);
         loaded = Some(base);
     }

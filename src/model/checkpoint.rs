@@ -8,10 +8,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
@@ -23,18 +23,25 @@ use crate::error::{Context, Error, Result};
 /// Read about this much at a time, in bytes.
 const CHUNK: usize = 1 << 20;
 
-/// An opened and checked set of tensors in one or more files.
+/// An opened and checked set of tensors in one or more files, which its clones share.
+#[derive(Clone)]
 pub struct Checkpoint {
-    pub(super) shards: Vec<Shard>,
+    pub(super) shards: Arc<Vec<Shard>>,
     /// By the files' own names.
     pub(super) tensors: BTreeMap<String, Entry>,
     /// From the name that a network asks for to the files' own.
     pub(super) own_name: fn(&str) -> Cow<'_, str>,
     /// What tensors become while they are read.
     pub(super) plan: Option<Plan>,
+    /// Reading ends with an error once this is set.
+    pub(super) stop: Stop,
 }
 
+/// Set by one who has no more use for what others read.
+pub(super) type Stop = Arc<AtomicBool>;
+
 /// A quantisation, and what it makes of the tensors, by the files' own names.
+#[derive(Clone)]
 pub(super) struct Plan {
     to: Quantization,
     types: BTreeMap<String, Storage>,
@@ -48,7 +55,7 @@ pub(super) struct Shard {
 }
 
 enum Data {
-    File(Mutex<File>),
+    File(File),
     Memory(Cow<'static, [u8]>),
 }
 
@@ -102,6 +109,11 @@ impl Checkpoint {
     pub(super) fn planned(self, to: Quantization, types: BTreeMap<String, Storage>) -> Checkpoint {
         let types = types.into_iter().map(|(name, storage)| ((self.own_name)(&name).into_owned(), storage)).collect();
         Checkpoint { plan: Some(Plan { to, types }), ..self }
+    }
+
+    /// The same tensors, read until `stop` is set: an interrupted error from then on.
+    pub(super) fn until(self, stop: &Stop) -> Checkpoint {
+        Checkpoint { stop: Arc::clone(stop), ..self }
     }
 
     /// The files behind it; empty when it lives in memory.
@@ -215,10 +227,11 @@ impl Checkpoint {
         Error::failure(message).context(&self.shards[entry.shard].name)
     }
 
-    /// Hands the tensor's bytes to `take`, a whole number of blocks at a time. Several threads may read at once: what they
-    /// make of the bytes takes longer than the reading.
+    /// Hands the tensor's bytes to `take`, a whole number of blocks at a time. Several threads may read at once.
     fn read(&self, entry: &Entry, mut take: impl FnMut(&[u8])) -> Result<()> {
         let shard = &self.shards[entry.shard];
+        let wanted = || if self.stop.load(Ordering::Relaxed) { Err(Error::interrupted()) } else { Ok(()) };
+        wanted()?;
         match &shard.data {
             // In range: every entry was checked against the length of `bytes`.
             Data::Memory(bytes) => take(&bytes[entry.start as usize..(entry.start + entry.len) as usize]),
@@ -230,11 +243,9 @@ impl Checkpoint {
                 let mut buffer = vec![0; chunk.min(entry.len as usize)];
                 let mut left = entry.len;
                 while left > 0 {
+                    wanted()?;
                     let part = &mut buffer[..chunk.min(left as usize)];
-                    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                    file.seek(SeekFrom::Start(entry.start + entry.len - left)).with_context(|| &shard.name)?;
-                    file.read_exact(part).with_context(|| &shard.name)?;
-                    drop(file);
+                    read_at(file, part, entry.start + entry.len - left).with_context(|| &shard.name)?;
                     take(part);
                     left -= part.len() as u64;
                 }
@@ -256,7 +267,7 @@ impl Shard {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let (mut file, size) = open_regular(path).with_context(|| &name)?;
         let head = read_head(&mut file, size).with_context(|| &name)?;
-        Ok((Shard { name, path: Some(path.to_path_buf()), data: Data::File(Mutex::new(file)) }, head))
+        Ok((Shard { name, path: Some(path.to_path_buf()), data: Data::File(file) }, head))
     }
 
     pub fn in_memory(name: &str, bytes: Cow<'static, [u8]>) -> Shard {
@@ -273,6 +284,24 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
     Ok((file, size))
+}
+
+/// Fills `bytes` from `at` on, wherever others read the file.
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, bytes, at)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        (bytes, at) = (&mut bytes[read..], at + read as u64);
+    }
+    Ok(())
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

@@ -3,14 +3,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 
 use super::Network;
 use super::answers::Answers;
 use super::backend::Backend;
 use super::builtin;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Stop};
 use super::config::ModelConfig;
 use super::digest::DigestCache;
 use super::generation::GenerationConfig;
@@ -239,24 +242,11 @@ impl ModelSource {
 
     /// Configuration and weights; the configuration is checked first.
     fn weights(&self) -> Result<Weights> {
-        if let ModelSource::Quantized(files, to) = self {
-            let Weights { config, checkpoint, gguf } = files.weights()?;
-            let checkpoint = quantized(checkpoint, &config, *to, false);
-            let checkpoint = checkpoint.map_err(|e| {
-                e.hint("leave --quantize (model.quantize) out: it is for weights that are not quantised yet")
-            })?;
-            return Ok(Weights { config, checkpoint, gguf });
-        }
-        if let ModelSource::Gguf(path) = self {
-            let file = Gguf::open(path)?;
-            return Ok(Weights {
-                config: file.config()?,
-                gguf: Some(file.version),
-                checkpoint: file.into_checkpoint(),
-            });
+        if let ModelSource::Gguf(path) = self.files() {
+            return self.planned(Weights::of(&Gguf::open(path)?)?);
         }
         let config = self.json_config()?;
-        let checkpoint = match self {
+        let checkpoint = match self.files() {
             ModelSource::Folder(folder) => {
                 let checkpoint = Checkpoint::open(folder)?;
                 check_layers(&checkpoint, config.layers)?;
@@ -267,7 +257,18 @@ impl ModelSource {
                 Checkpoint::from_bytes(name, self.needed(name, u64::MAX)?)?
             }
         };
-        Ok(Weights { config, checkpoint, gguf: None })
+        self.planned(Weights { config, checkpoint, gguf: None })
+    }
+
+    /// The weights of its files, quantised on the way if it says so.
+    fn planned(&self, weights: Weights) -> Result<Weights> {
+        let ModelSource::Quantized(files, to) = self else { return Ok(weights) };
+        let Weights { config, checkpoint, gguf } = files.planned(weights)?;
+        let checkpoint = quantized(checkpoint, &config, *to, false);
+        let checkpoint = checkpoint.map_err(|e| {
+            e.hint("leave --quantize (model.quantize) out: it is for weights that are not quantised yet")
+        })?;
+        Ok(Weights { config, checkpoint, gguf })
     }
 
     /// The place in front of an error about one of its files; behind it what to do, where nothing better is known.
@@ -294,6 +295,12 @@ struct Weights {
     checkpoint: Checkpoint,
     /// The version of a GGUF file.
     gguf: Option<u32>,
+}
+
+impl Weights {
+    fn of(file: &Gguf) -> Result<Weights> {
+        Ok(Weights { config: file.config()?, gguf: Some(file.version), checkpoint: file.checkpoint().clone() })
+    }
 }
 
 /// Weights of layers that the configuration has not are those of another model.
@@ -330,21 +337,44 @@ impl Base {
     }
 
     fn read(source: &ModelSource, digests: &DigestCache) -> Result<Base> {
-        let Weights { config, checkpoint, .. } = source.weights()?;
-        Ok(Base {
-            name: source.name(),
-            network: Backend::from_env()?.load(&config, &checkpoint)?,
-            digest: digests.digest(&checkpoint)?,
-            builtin: *source.files() == ModelSource::Builtin,
-        })
+        Self::packed(source, source.weights()?, digests, &Stop::default())
+    }
+
+    /// The digest is taken beside the packing: of files that were not seen before it takes as long.
+    fn packed(source: &ModelSource, weights: Weights, digests: &DigestCache, stop: &Stop) -> Result<Base> {
+        let (config, checkpoint) = (weights.config, weights.checkpoint.until(stop));
+        let backend = Backend::from_env()?;
+        let (digest, network) = beside(stop, || digests.digest(&checkpoint), || backend.load(&config, &checkpoint))?;
+        Ok(Base { name: source.name(), network, digest, builtin: *source.files() == ModelSource::Builtin })
+    }
+}
+
+impl From<Model> for Base {
+    fn from(model: Model) -> Base {
+        let Model { name, base: digest, network, builtin, .. } = model;
+        Base { name, digest, network, builtin }
     }
 }
 
 impl Model {
-    /// Loads everything that a chat needs. The small files come first: what is wrong with them shows at once.
+    /// Loads everything that a chat needs: the weights, and beside them the small files, of which a large vocabulary takes
+    /// its time. What is wrong with these is told first, and is not kept waiting by the weights.
     pub fn load(source: &ModelSource, digests: &DigestCache) -> Result<Model> {
-        let ChatFiles { tokenizer, template, generation } = source.chat_files()?;
-        let Base { name, digest, network, builtin } = Base::load(source, digests)?;
+        source.placed(Self::read(source, digests))
+    }
+
+    fn read(source: &ModelSource, digests: &DigestCache) -> Result<Model> {
+        let stop = Stop::default();
+        let (words, base) = match source.files() {
+            ModelSource::Gguf(path) => {
+                let file = Gguf::open(path)?;
+                let weights = Weights::of(&file)?;
+                let words = || gguf_words(&file);
+                beside(&stop, words, || Base::packed(source, source.planned(weights)?, digests, &stop))?
+            }
+            _ => beside(&stop, || chat_files(source), || Base::packed(source, source.weights()?, digests, &stop))?,
+        };
+        let (ChatFiles { tokenizer, template, generation }, Base { name, digest, network, builtin }) = (words, base);
         Ok(Model {
             name,
             base: digest,
@@ -379,11 +409,7 @@ impl fmt::Debug for Model {
 
 fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
     if let ModelSource::Gguf(path) = source.files() {
-        let file = Gguf::open(path)?;
-        let (config, tokenizer) = (file.config()?, file.tokenizer()?);
-        check_vocabulary(&tokenizer, "tokenizer.ggml.tokens", config.vocab_size, "the embedding")?;
-        let (template, generation) = (file.template()?, file.generation(&tokenizer)?);
-        return Ok(ChatFiles { tokenizer, template, generation });
+        return gguf_words(&Gguf::open(path)?);
     }
     let config_json = source.config_json()?;
     let config = ModelConfig::from_json(&config_json)?;
@@ -397,6 +423,39 @@ fn chat_files(source: &ModelSource) -> Result<ChatFiles> {
     let generation = source.file("generation_config.json", MAX_SETTINGS)?;
     let generation = GenerationConfig::read(generation.as_deref(), &config_json, &tokenizer, config.vocab_size)?;
     Ok(ChatFiles { tokenizer, template, generation })
+}
+
+fn gguf_words(file: &Gguf) -> Result<ChatFiles> {
+    let (config, tokenizer) = (file.config()?, file.tokenizer()?);
+    check_vocabulary(&tokenizer, "tokenizer.ggml.tokens", config.vocab_size, "the embedding")?;
+    let (template, generation) = (file.template()?, file.generation(&tokenizer)?);
+    Ok(ChatFiles { tokenizer, template, generation })
+}
+
+/// Does both at once. Where both fail it is `first` that is told of; where one does, `stop` ends the other's reading.
+fn beside<A, B: Send>(
+    stop: &Stop,
+    first: impl FnOnce() -> Result<A>,
+    second: impl FnOnce() -> Result<B> + Send,
+) -> Result<(A, B)> {
+    fn ending<T>(stop: &Stop, done: Result<T>) -> Result<T> {
+        if done.is_err() {
+            stop.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+    let (first, second) = thread::scope(|scope| -> Result<_> {
+        let thread = thread::Builder::new().name("finch-load".to_string());
+        let second = thread.spawn_scoped(scope, || ending(stop, second())).context("cannot start a thread")?;
+        let first = ending(stop, first());
+        Ok((first, second.join().unwrap_or_else(|panic| resume_unwind(panic))))
+    })?;
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        // What was stopped is not to blame.
+        (Err(stopped), Err(error)) if stopped.is_interrupted() => Err(error),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
 }
 
 fn tokenizer_json(source: &ModelSource) -> Result<Cow<'static, [u8]>> {
@@ -516,6 +575,35 @@ mod tests {
         assert_eq!(expand_home("~/models/x"), home.join("models/x"));
         assert_eq!(expand_home("~"), home);
         assert_eq!(expand_home("~other/x"), PathBuf::from("~other/x"));
+    }
+
+    #[test]
+    fn the_first_fault_is_told_and_ends_the_reading_of_the_other() {
+        let told = |result: Result<((), ())>| result.unwrap_err().to_string();
+        let fail = |what: &str| -> Result<()> { Err(Error::failure(what)) };
+        let builtin = || ModelSource::Builtin.weights().unwrap().checkpoint;
+        // As long as it may be read, the weights have no end.
+        let read_on = |checkpoint: &Checkpoint| -> Result<()> {
+            loop {
+                checkpoint.digest()?;
+            }
+        };
+        let stop = Stop::default();
+        let endless = builtin().until(&stop);
+        assert_eq!(told(beside(&stop, || fail("words"), || read_on(&endless))), "words");
+        let stop = Stop::default();
+        let endless = builtin().until(&stop);
+        assert_eq!(told(beside(&stop, || read_on(&endless), || fail("weights"))), "weights");
+        // The fault of the weights is there before that of the words.
+        let stop = Stop::default();
+        let late = || {
+            while !stop.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            fail("words")
+        };
+        assert_eq!(told(beside(&stop, late, || fail("weights"))), "words");
+        assert!(beside(&Stop::default(), || Ok(()), || Ok(())).is_ok());
     }
 
     #[test]

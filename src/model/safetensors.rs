@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::checkpoint::{Checkpoint, Entry, Shard};
+use super::checkpoint::{Checkpoint, Entry, Shard, Stop};
 use crate::error::{Context, Error, Result};
 use crate::text;
 use crate::{fsio, json};
@@ -99,7 +100,8 @@ impl Checkpoint {
 
 /// The names in these files are the ones that networks ask for.
 fn joined(shards: Vec<Shard>, tensors: BTreeMap<String, Entry>) -> Checkpoint {
-    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None }
+    let shards = Arc::new(shards);
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None, stop: Stop::default() }
 }
 
 /// Reads and checks the header of a file of `size` bytes; its tensors are said to lie in `shard`.

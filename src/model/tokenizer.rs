@@ -10,7 +10,7 @@ use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{self, BPE, Merges, Vocab};
 use tokenizers::{DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
 
 use crate::error::{Error, Result};
@@ -161,13 +161,15 @@ impl Tokenizer {
 }
 
 impl Tokenizer {
-    /// Puts a tokenizer together from its parts; `added`: id, content, whether it is marked special.
+    /// Puts a tokenizer together from its parts; `added`: id, content, whether it is marked special. Only an error needs the
+    /// merges `again`.
     ///
     /// Errors when the vocabulary lacks some of the 256 bytes or a merge's tokens, an id is out of bounds, an added token
     /// empty or given twice.
     pub(super) fn assemble(
         vocab: Vocab,
         merges: Merges,
+        again: impl FnOnce() -> Result<Merges>,
         normalizer: Option<NormalizerWrapper>,
         pre_tokenizer: Option<PreTokenizerWrapper>,
         added: impl Iterator<Item = (u32, String, bool)>,
@@ -192,7 +194,7 @@ impl Tokenizer {
 
         check_merges(&vocab, &merges)?;
         let bpe = BPE::builder().vocab_and_merges(vocab, merges).build();
-        let mut bpe = TokenizerImpl::new(bpe.map_err(|e| Error::failure(e.to_string()))?);
+        let mut bpe = TokenizerImpl::new(bpe.map_err(|e| refused(&e, again))?);
         bpe.with_normalizer(normalizer).map_err(|e| Error::failure(e.to_string()))?;
         bpe.with_pre_tokenizer(pre_tokenizer);
         Ok(Tokenizer { bpe, added, by_id, vocab_size })
@@ -243,14 +245,31 @@ pub(super) fn pair(merge: &str) -> Option<(String, String)> {
 
 /// The library panics where a merge is longer than any token.
 fn check_merges(vocab: &Vocab, merges: &Merges) -> Result<()> {
-    for (at, (left, right)) in merges.iter().enumerate() {
-        let merged = format!("{left}{right}");
-        if let Some(strange) = [left, right, &merged].into_iter().find(|token| !vocab.contains_key(*token)) {
-            let strange = text::one_line(strange, 40);
-            return Err(Error::failure(format!("merges[{at}]: {strange:?} is not in the vocabulary")));
+    let longest = vocab.keys().map(String::len).max().unwrap_or(0);
+    match merges.iter().enumerate().find(|(_, (left, right))| left.len() + right.len() > longest) {
+        // The library would say of one of its tokens that it is missing, before it came to the whole.
+        Some((at, (left, right))) => {
+            let whole = format!("{left}{right}");
+            let missing = |token: &&String| !vocab.contains_key(*token);
+            Err(unknown(at, [left, right].into_iter().find(missing).unwrap_or(&whole)))
         }
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// An error about the token of the `at`-th merge.
+fn unknown(at: usize, token: &str) -> Error {
+    Error::failure(format!("merges[{at}]: {:?} is not in the vocabulary", text::one_line(token, 40)))
+}
+
+/// What the library says of the merges, which are `again` those that it got.
+fn refused(error: &tokenizers::Error, again: impl FnOnce() -> Result<Merges>) -> Error {
+    let Some(bpe::Error::MergeTokenOutOfVocabulary(token)) = error.downcast_ref() else {
+        return Error::failure(error.to_string());
+    };
+    let has = |(left, right): &(String, String)| left == token || right == token || format!("{left}{right}") == *token;
+    let at = again().ok().and_then(|merges| merges.iter().position(has));
+    unknown(at.unwrap_or(0), token)
 }
 
 fn check_entries(vocab: &Vocab, merges: &Merges) -> Result<()> {
@@ -291,7 +310,9 @@ fn check_added(added: &[AddedToken], vocab: &Vocab) -> Result<()> {
             return fault(format!("({shown}) appears twice"));
         }
     }
-    for (token, id) in vocab {
+    // They mostly stand behind the vocabulary.
+    let lowest = ids.keys().min().map(|id| **id);
+    for (token, id) in vocab.iter().filter(|(_, id)| Some(**id) >= lowest) {
         if let Some(added) = ids.get(id).filter(|added| **added != token) {
             let (added, token) = (text::one_line(added, 40), text::one_line(token, 40));
             return Err(Error::failure(format!("added token {id} ({added}) has the id of {token:?}")));

@@ -2,7 +2,7 @@
 //! learns.
 //!
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
-//! - `matrix`, `pack`: a weight matrix, and how it is made of a file's bytes
+//! - `matrix`, `pack`, `halves`, `turn`: a weight matrix, how it is made of a file's bytes, or of an adapter's numbers
 //! - `plane`, `interleaved`, `rounded`: activations, as rows, as products read them, and as eight-bit numbers
 //! - `panel/`, `room`: products of many rows with every bit, or with sixteen, and what they need on their way
 //! - `pool`, `tiles`: the threads, and who of them writes where
@@ -16,6 +16,7 @@
 
 mod attention;
 mod decode;
+mod halves;
 mod interleaved;
 mod kernels;
 mod learn;
@@ -32,6 +33,7 @@ mod rounded;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod turn;
 mod weights;
 
 use std::sync::{Arc, OnceLock};

@@ -1,9 +1,9 @@
 //! An adapter's pairs as the products take them.
 
 use super::Shared;
+use super::halves::halved;
 use super::interleaved::Interleaved;
 use super::matrix::Input;
-use super::pack::halved;
 use super::plane::Plane;
 use super::products::{Layer, Pair};
 use crate::model::lora::{LoraModule, LoraWeights, Target};
@@ -16,8 +16,8 @@ impl Pairs {
     pub fn pack(shared: &Shared, lora: &LoraWeights) -> Pairs {
         let packed = shared.pool.map(lora.modules.len(), |at| {
             let m = &lora.modules[at];
-            let (a, down) = halved(m.rank, m.in_features, lora.a(m));
-            let (b, up) = halved(m.out_features, m.rank, lora.b(m));
+            let (a, down) = halved(shared.level, m.rank, m.in_features, lora.a(m));
+            let (b, up) = halved(shared.level, m.out_features, m.rank, lora.b(m));
             Pair { a, b, scale: m.scale * down * up, gain: None }
         });
         let mut pairs: Vec<[Option<Pair>; 7]> = (0..shared.config.layers).map(|_| Default::default()).collect();

@@ -34,7 +34,7 @@ pub struct Layer<'a> {
 
 /// A LoRA pair: y = gain ∘ (W x + scale · B(A x)).
 ///
-/// Each matrix is the sum of two ([`halved`](super::pack::halved)); the first alone serves where not every bit counts.
+/// Each matrix is the sum of two ([`halved`](super::halves::halved)); the first alone serves where not every bit counts.
 #[derive(Debug)]
 pub struct Pair {
     /// `[rank, in]`

@@ -15,7 +15,7 @@ use super::weights::Weights;
 use super::{CpuNetwork, Shared};
 use crate::model::candle::tests::adapter;
 use crate::model::candle::{CandleNetwork, weights};
-use crate::model::checkpoint::{Checkpoint, Entry, Shard};
+use crate::model::checkpoint::{Checkpoint, Entry, Shard, Stop};
 use crate::model::config::{Family, ModelConfig};
 use crate::model::lora::{LoraModule, LoraShape, LoraWeights, Target};
 use crate::model::storage::Storage;
@@ -46,8 +46,8 @@ pub(super) fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
         let len = bytes.len() as u64 - start;
         tensors.insert(slot.name, Entry { shard: 0, storage, shape: slot.shape, start, len });
     }
-    let shards = vec![Shard::in_memory("made up", Cow::Owned(bytes))];
-    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None }
+    let shards = Arc::new(vec![Shard::in_memory("made up", Cow::Owned(bytes))]);
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None, stop: Stop::default() }
 }
 
 pub(super) fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {

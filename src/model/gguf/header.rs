@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{BufReader, Read};
 use std::ops::Range;
 
-use super::metadata::{Metadata, Value};
+use super::metadata::{Metadata, Texts, Value};
 use crate::error::{Context, Error, Result};
 use crate::model::checkpoint::Entry;
 use crate::model::storage::Storage;
@@ -23,6 +23,8 @@ const MAX_ITEMS: u64 = 1 << 21;
 const MAX_NAME: u64 = 255;
 /// ggml's own limit.
 const MAX_RANK: u32 = 4;
+/// The number of the type of texts.
+const TEXT: u32 = 8;
 const DEFAULT_ALIGNMENT: u64 = 32;
 const MAX_ALIGNMENT: u64 = 1 << 16;
 
@@ -197,6 +199,18 @@ impl<R: Read> Source<R> {
         String::from_utf8(bytes).map_err(|_| Error::failure(format!("{what} is not UTF-8")))
     }
 
+    fn texts(&mut self, count: u64) -> Result<Texts> {
+        let (mut texts, mut bytes) = (Texts::default(), Vec::new());
+        for _ in 0..count {
+            let length = self.u64("the length of a text")?;
+            self.claim(length, "a text")?;
+            bytes.resize(length as usize, 0); // at most MAX_HEAD
+            self.file.read_exact(&mut bytes)?;
+            texts.push(std::str::from_utf8(&bytes).map_err(|_| Error::failure("a text is not UTF-8"))?);
+        }
+        Ok(texts)
+    }
+
     fn value(&mut self) -> Result<Value> {
         let kind = self.u32("the type of its value")?;
         if kind != 9 {
@@ -221,6 +235,9 @@ impl<R: Read> Source<R> {
             return Err(Error::failure(format!("a list of {length} items, {left} bytes are left")).hint(DAMAGED));
         }
         self.items -= length;
+        if kind == TEXT {
+            return self.texts(length).map(Value::Texts);
+        }
         let items = (0..length).map(|_| self.plain(kind, "a list's item")).collect::<Result<Vec<_>>>()?;
         Ok(Value::List(items))
     }
@@ -239,7 +256,7 @@ impl<R: Read> Source<R> {
                 1 => Value::Flag(true),
                 other => return Err(Error::failure(format!("{other} is neither true (1) nor false (0)"))),
             },
-            8 => Value::Text(self.text()?),
+            TEXT => Value::Text(self.text()?),
             10 => Value::Whole(self.u64(what)?.into()),
             11 => Value::Whole(i64::from_le_bytes(self.bytes(what)?).into()),
             12 => Value::Real(f64::from_le_bytes(self.bytes(what)?)),
@@ -285,7 +302,7 @@ fn least_size(kind: u32) -> Option<u64> {
         0 | 1 | 7 => Some(1),
         2 | 3 => Some(2),
         4..=6 => Some(4),
-        8 | 10..=12 => Some(8),
+        TEXT | 10..=12 => Some(8),
         _ => None,
     }
 }

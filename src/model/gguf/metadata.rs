@@ -15,7 +15,28 @@ pub(super) enum Value {
     Real(f64),
     Flag(bool),
     Text(String),
+    Texts(Texts),
+    /// Of all else.
     List(Vec<Value>),
+}
+
+/// A list of texts, which stand behind each other: a vocabulary has too many for each to be kept apart.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Texts {
+    all: String,
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    pub fn push(&mut self, text: &str) {
+        self.all.push_str(text);
+        self.ends.push(self.all.len());
+    }
+
+    fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| &self.all[std::mem::replace(&mut start, end)..end])
+    }
 }
 
 impl Value {
@@ -25,7 +46,7 @@ impl Value {
             Value::Real(_) => "a number",
             Value::Flag(_) => "true or false",
             Value::Text(_) => "text",
-            Value::List(_) => "a list",
+            Value::Texts(_) | Value::List(_) => "a list",
         }
     }
 }
@@ -76,20 +97,18 @@ impl Metadata {
     }
 
     pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
-        self.list(
-            key,
-            "a list of texts",
-            |value| if let Value::Text(text) = value { Some(text.as_str()) } else { None },
-        )
+        self.typed(key, "a list of texts", |value| match value {
+            Value::Texts(texts) => Some(texts.iter().collect()),
+            Value::List(items) => items.is_empty().then(Vec::new),
+            _ => None,
+        })
     }
 
     pub(super) fn wholes(&self, key: &str) -> Result<Option<Vec<i128>>> {
-        self.list(key, "a list of whole numbers", |value| if let Value::Whole(n) = value { Some(*n) } else { None })
-    }
-
-    fn list<'a, T>(&'a self, key: &str, wanted: &str, item: impl Fn(&'a Value) -> Option<T>) -> Result<Option<Vec<T>>> {
-        self.typed(key, wanted, |value| match value {
-            Value::List(items) => items.iter().map(item).collect(),
+        let whole = |value: &Value| if let Value::Whole(n) = value { Some(*n) } else { None };
+        self.typed(key, "a list of whole numbers", |value| match value {
+            Value::List(items) => items.iter().map(whole).collect(),
+            Value::Texts(texts) => texts.ends.is_empty().then(Vec::new),
             _ => None,
         })
     }

@@ -21,8 +21,9 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::checkpoint::{Checkpoint, Shard};
+use super::checkpoint::{Checkpoint, Shard, Stop};
 use super::config::ModelConfig;
 use super::generation::GenerationConfig;
 use super::template::ChatTemplate;
@@ -105,7 +106,8 @@ impl Gguf {
 
     fn joined(head: Head, shards: Vec<Shard>) -> Gguf {
         let Head { version, metadata, places, tensors } = head;
-        let checkpoint = Checkpoint { shards, tensors, own_name: names::own_name, plan: None };
+        let (shards, stop) = (Arc::new(shards), Stop::default());
+        let checkpoint = Checkpoint { shards, tensors, own_name: names::own_name, plan: None, stop };
         Gguf { version, metadata, places, checkpoint }
     }
 
@@ -166,12 +168,12 @@ impl Gguf {
         self.named(read())
     }
 
-    #[cfg(test)]
+    /// Its tensors, under GGUF's names, found under Hugging Face's too.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    /// Its tensors, under GGUF's names, found under Hugging Face's too.
+    /// As [`Gguf::checkpoint`].
     pub fn into_checkpoint(self) -> Checkpoint {
         self.checkpoint
     }

@@ -1,8 +1,7 @@
 //! The tokenizer of a GGUF file: what stood in `tokenizer.json`, put together again from lists.
 
-use std::collections::HashMap;
-
 use serde_json::json;
+use tokenizers::models::bpe::{Merges, Vocab};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 use super::metadata::{Metadata, needed};
@@ -41,7 +40,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
             "{TOKENS} has {tokens} items and {TYPES} {types}, not both {MAX_VOCAB} at most"
         )));
     }
-    let (mut vocabulary, mut added) = (HashMap::with_capacity(tokens.len()), Vec::new());
+    let (mut vocabulary, mut added) = (Vocab::with_capacity(tokens.len()), Vec::new());
     for (id, (token, kind)) in tokens.into_iter().zip(types).enumerate() {
         let id = id as u32; // below MAX_VOCAB
         match kind {
@@ -56,15 +55,16 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer> {
             other => return Err(Error::failure(format!("{TYPES}[{id}] is {other}, none of 1, 3, 4, 5"))),
         }
     }
-    let merges = needed(MERGES, metadata.texts(MERGES)?)?;
-    let merges = merges.into_iter().enumerate().map(|(at, merge)| {
-        pair(merge)
-            .ok_or_else(|| Error::failure(format!("{MERGES}[{at}] is {:?}, not two tokens", text::one_line(merge, 40))))
-    });
-    let merges = merges.collect::<Result<_>>()?;
+    let all = needed(MERGES, metadata.texts(MERGES)?)?;
+    let merges = || {
+        let two = |(at, merge): (usize, &&str)| {
+            let fault = || format!("{MERGES}[{at}] is {:?}, not two tokens", text::one_line(merge, 40));
+            pair(merge).ok_or_else(|| Error::failure(fault()))
+        };
+        all.iter().enumerate().map(two).collect::<Result<Merges>>()
+    };
     let (normalizer, pre_tokenizer) = qwen()?;
-    let vocabulary = vocabulary.into_iter().collect();
-    Tokenizer::assemble(vocabulary, merges, Some(normalizer), Some(pre_tokenizer), added.into_iter())
+    Tokenizer::assemble(vocabulary, merges()?, merges, Some(normalizer), Some(pre_tokenizer), added.into_iter())
         .context("tokenizer.ggml")
 }
 

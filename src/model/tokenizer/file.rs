@@ -1,12 +1,13 @@
 //! `tokenizer.json` (and what `tokenizer_config.json` adds to it): checked before the library sees any of it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::marker::PhantomData;
 
 use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use tokenizers::models::bpe::{Merges, Vocab};
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
@@ -64,11 +65,35 @@ struct Bpe {
 }
 
 /// "h i" in older files, ["h", "i"] in newer ones.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected two tokens")]
 enum Merge {
     Text(String),
     Pair(String, String),
+}
+
+impl<'de> Deserialize<'de> for Merge {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Merge, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Merge;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("two tokens")
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Merge, E> {
+                Ok(Merge::Text(text.to_string()))
+            }
+
+            fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> std::result::Result<Merge, S::Error> {
+                let both = (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?);
+                match both {
+                    (Some(left), Some(right), None) => Ok(Merge::Pair(left, right)),
+                    _ => Err(serde::de::Error::custom("expected two tokens")),
+                }
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// `tokenizer_config.json`, as far as it is about tokens.
@@ -99,7 +124,8 @@ pub(in crate::model) struct Parts {
 /// Reads `tokenizer.json` and, where there is one, `tokenizer_config.json`.
 pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Tokenizer> {
     let Parts { vocab, merges, normalizer, pre_tokenizer, added } = parts(json, config)?;
-    Tokenizer::assemble(vocab, merges, normalizer, pre_tokenizer, added.into_iter()).context("tokenizer.json")
+    let again = || parts(json, config).map(|parts| parts.merges);
+    Tokenizer::assemble(vocab, merges, again, normalizer, pre_tokenizer, added.into_iter()).context("tokenizer.json")
 }
 
 /// As [`read`], for those who want to write it otherwise.
@@ -197,10 +223,13 @@ fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result
                 if vocab.len() == MAX_ENTRIES {
                     return Err(serde::de::Error::custom(format!("more than {MAX_ENTRIES} tokens")));
                 }
-                if vocab.contains_key(&token) {
-                    return Err(serde::de::Error::custom(format!("{:?} appears twice", text::one_line(&token, 40))));
-                }
-                vocab.insert(token, id);
+                match vocab.entry(token) {
+                    Entry::Vacant(free) => free.insert(id),
+                    Entry::Occupied(taken) => {
+                        let token = text::one_line(taken.key(), 40);
+                        return Err(serde::de::Error::custom(format!("{token:?} appears twice")));
+                    }
+                };
             }
             Ok(vocab)
         }

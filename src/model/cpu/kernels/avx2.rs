@@ -55,6 +55,16 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn narrow(self, x: Self::F) -> [u16; LANES] {
+        let mut out = [0; LANES];
+        for (out, x) in out.as_chunks_mut::<8>().0.iter_mut().zip(x) {
+            let narrow = op!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+            op!(_mm_storeu_si128(out.as_mut_ptr().cast(), narrow));
+        }
+        out
+    }
+
+    #[inline(always)]
     fn half(self, x: &[u16; LANES]) -> Self::F {
         halves(x).map(|x| op!(_mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast()))))
     }

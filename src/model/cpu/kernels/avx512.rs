@@ -47,6 +47,13 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn narrow(self, x: Self::F) -> [u16; LANES] {
+        let mut out = [0; LANES];
+        op!(_mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x)));
+        out
+    }
+
+    #[inline(always)]
     fn half(self, x: &[u16; LANES]) -> Self::F {
         op!(_mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())))
     }

@@ -98,6 +98,8 @@ pub trait Isa: Copy {
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// a · b + c
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The bits of the nearest f16 numbers; of two that are as near, of the even one.
+    fn narrow(self, x: Self::F) -> [u16; LANES];
     /// From the bits of f16 numbers.
     fn half(self, x: &[u16; LANES]) -> Self::F;
     /// From the bits of bf16 numbers.

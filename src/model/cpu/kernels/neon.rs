@@ -51,6 +51,11 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn narrow(self, x: Self::F) -> [u16; LANES] {
+        self.store(x).map(|x| f16::from_f32(x).to_bits())
+    }
+
+    #[inline(always)]
     fn half(self, x: &[u16; LANES]) -> Self::F {
         self.load(&x.map(|bits| f16::from_bits(bits).to_f32()))
     }

@@ -46,6 +46,11 @@ impl Isa for Portable {
     }
 
     #[inline(never)]
+    fn narrow(self, x: Self::F) -> [u16; LANES] {
+        x.map(|x| f16::from_f32(x).to_bits())
+    }
+
+    #[inline(never)]
     fn half(self, x: &[u16; LANES]) -> Self::F {
         x.map(|bits| f16::from_bits(bits).to_f32())
     }

@@ -5,9 +5,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::{Floats, LANES, Level};
+use crate::model::cpu::halves::halved;
 use crate::model::cpu::interleaved::{Interleaved, TILE};
 use crate::model::cpu::matrix::{Input, Matrix};
-use crate::model::cpu::pack::{Packer, halved, packed_size};
+use crate::model::cpu::pack::{Packer, packed_size};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::pool::Pool;
 use crate::model::cpu::rounded::Rounded;
@@ -237,14 +238,29 @@ fn broken_tensors_are_refused() {
 #[test]
 fn two_parts_keep_twenty_two_bits() {
     let mut rng = StdRng::seed_from_u64(5);
-    for most in [0.0, 1e-30, 3e-4, 1.0, 7e8] {
+    for (most, (rows, columns)) in
+        [0.0, 1e-30, 3e-4, 1.0, 7e8].into_iter().zip([(37, 9), (16, 16), (3, 40), (33, 16), (1, 1)])
+    {
         let number = |rng: &mut StdRng| most * (rng.random::<f32>() * 2.0 - 1.0) * rng.random::<f32>().powi(8);
-        let numbers: Vec<f32> = (0..37 * 9).map(|_| number(&mut rng)).collect();
-        let ([first, second], factor) = halved(37, 9, &numbers);
-        for ((first, second), number) in first.numbers().iter().zip(second.numbers()).zip(numbers) {
-            let found = f64::from(factor) * (f64::from(*first) + f64::from(second));
-            let apart = (found - f64::from(number)).abs();
-            assert!(apart <= f64::from(number.abs()) / 4e6 + f64::from(most) / 1e11, "{found} and {number}");
+        let numbers: Vec<f32> = (0..rows * columns).map(|_| number(&mut rng)).collect();
+        for level in Level::all() {
+            let ([first, second], factor) = halved(level, rows, columns, &numbers);
+            for ((first, second), number) in first.numbers().iter().zip(second.numbers()).zip(&numbers) {
+                assert_eq!(*first, f16::from_f32(number / factor).to_f32(), "{level:?}");
+                assert_eq!(second, f16::from_f32(number / factor - first).to_f32(), "{level:?}");
+                let found = f64::from(factor) * (f64::from(*first) + f64::from(second));
+                let apart = (found - f64::from(*number)).abs();
+                assert!(apart <= f64::from(number.abs()) / 4e6 + f64::from(most) / 1e11, "{found} and {number}");
+            }
         }
+    }
+}
+
+#[test]
+fn what_is_no_number_does_not_count_as_the_largest() {
+    for level in Level::all() {
+        let mut numbers = vec![f32::NAN; 40];
+        (numbers[3], numbers[38]) = (-3.0, 2.0);
+        assert_eq!(halved(level, 1, 40, &numbers).1, 2f32.powi(-13), "{level:?}");
     }
 }
