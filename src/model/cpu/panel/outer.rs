@@ -38,9 +38,9 @@ impl Work for Outer<'_> {
         for group in 0..width / LANES {
             by_parts!(I::WIDEST, columns.len(), |first, N| {
                 let mut sums = [isa.splat(0.0); N];
-                for n in 0..N {
+                for (n, sum) in sums.iter_mut().enumerate() {
                     let at = (first + n) * width + group * LANES;
-                    sums[n] = isa.load(&out[at..at + LANES].as_chunks().0[0]);
+                    *sum = isa.load(&out[at..at + LANES].as_chunks().0[0]);
                 }
                 let xs = x[columns.start + first..].chunks(stride).filter_map(|row| row.first_chunk::<N>());
                 let lows = low[group * LANES..].chunks(width).filter_map(|row| row.first_chunk::<LANES>());
@@ -50,9 +50,9 @@ impl Work for Outer<'_> {
                         sums[n] = isa.fma(w, isa.splat(x[n]), sums[n]);
                     }
                 }
-                for n in 0..N {
+                for (n, sum) in sums.into_iter().enumerate() {
                     let at = (first + n) * width + group * LANES;
-                    out[at..at + LANES].copy_from_slice(&isa.store(sums[n]));
+                    out[at..at + LANES].copy_from_slice(&isa.store(sum));
                 }
             });
         }
