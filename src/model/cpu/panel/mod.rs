@@ -1,7 +1,7 @@
-//! Products in f32 of many rows: some rows or columns of a matrix are widened into a panel that stays in the processor's
-//! cache, and all rows of activations go past it.
+//! Products of many rows: some rows or columns of a matrix are widened into a panel that stays in the processor's cache, and
+//! all rows of activations go past it, as f32 or as sixteen-bit numbers (`words`).
 //!
-//! A sum goes on from where the last panel left it, over the columns in their order: how a product is cut into panels
+//! A sum of f32 goes on from where the last panel left it, over the columns in their order: how a product is cut into panels
 //! changes no bit, and neither does computing one row alone (`kernels/dot`).
 
 mod outer;
