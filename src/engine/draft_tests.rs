@@ -1,6 +1,10 @@
 //! Drafts make an answer faster or not, and no other.
 
 use super::*;
+use crate::model::backend::Backend;
+use crate::model::builtin;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::config::ModelConfig;
 use crate::model::digest::DigestCache;
 use crate::model::load::{Model, ModelSource};
 use crate::model::message::Message;
@@ -181,31 +185,39 @@ fn penalties_do_not_see_drafts() {
     }
 }
 
+/// On both networks: candle's products of one token and of several differ by their rounding, so that there the likeliest
+/// tokens are the same and no more is promised.
 #[test]
 fn the_built_in_model_answers_as_without_drafts() {
     let model = Model::load(&ModelSource::Builtin, &DigestCache::none()).unwrap();
-    let (with, plain) =
-        (Engine::start(Arc::clone(&model.network)).unwrap(), Engine::start(Arc::clone(&model.network)).unwrap());
-    let mut done = Drafted::default();
-    for question in [
-        "Say again: finch trains an adapter from the answers that you rate, and finch trains an adapter at night.",
-        "How do I undo the last commit? How do I undo the last commit?",
-        "fn main() { let a = 1; let b = 1; let c = 1; } What does this do?",
-        "What is an adapter?",
-        "one two three four five one two three four five one two three",
-        "List the commands, list the commands, list the commands.",
-    ] {
-        for temperature in [0.0, 0.8] {
-            let ids = model.template.encode(&model.tokenizer, &[Message::user(question)], true, None).unwrap();
-            let sampling = Sampling { temperature, top_p: 0.9, top_k: 20, repetition_penalty: 1.05, seed: 3 };
-            let stop = model.generation.eos.clone();
-            let asked = Request { ids, max_tokens: 160, stop, sampling, adapter: None, draft: Draft::Off };
-            let (a, b) = (ask(&with, drafted(asked.clone())), ask(&plain, asked));
-            assert_eq!(outcome(&a), outcome(&b), "{question}");
-            let Drafted { proposed, accepted } = finished(&a).drafted;
-            done = Drafted { proposed: done.proposed + proposed, accepted: done.accepted + accepted };
+    let file = |name: &str| builtin::file(name).unwrap();
+    let config = ModelConfig::from_json(file("config.json")).unwrap();
+    let checkpoint = Checkpoint::from_bytes("model.safetensors", file("model.safetensors")).unwrap();
+    for (backend, temperatures) in [(Backend::Cpu, &[0.0, 0.8][..]), (Backend::Candle, &[0.0])] {
+        let network = backend.load(&config, &checkpoint).unwrap();
+        let (with, plain) =
+            (Engine::start(Arc::clone(&network)).unwrap(), Engine::start(Arc::clone(&network)).unwrap());
+        let mut done = Drafted::default();
+        for question in [
+            "Say again: finch trains an adapter from the answers that you rate, and finch trains an adapter at night.",
+            "How do I undo the last commit? How do I undo the last commit?",
+            "fn main() { let a = 1; let b = 1; let c = 1; } What does this do?",
+            "What is an adapter?",
+            "one two three four five one two three four five one two three",
+            "List the commands, list the commands, list the commands.",
+        ] {
+            for &temperature in temperatures {
+                let ids = model.template.encode(&model.tokenizer, &[Message::user(question)], true, None).unwrap();
+                let sampling = Sampling { temperature, top_p: 0.9, top_k: 20, repetition_penalty: 1.05, seed: 3 };
+                let stop = model.generation.eos.clone();
+                let asked = Request { ids, max_tokens: 160, stop, sampling, adapter: None, draft: Draft::Off };
+                let (a, b) = (ask(&with, drafted(asked.clone())), ask(&plain, asked));
+                assert_eq!(outcome(&a), outcome(&b), "{question}");
+                let Drafted { proposed, accepted } = finished(&a).drafted;
+                done = Drafted { proposed: done.proposed + proposed, accepted: done.accepted + accepted };
+            }
         }
+        println!("{done:?}");
+        assert!(done.proposed > 0, "no draft was made");
     }
-    println!("{done:?}");
-    assert!(done.proposed > 0, "no draft was made");
 }

@@ -1,14 +1,20 @@
 //! Keys and values of one head, and what queries see of them.
 //!
 //! Keys lie as a packed matrix whose rows are positions; values by position, so that both grow at their end. Queries of all
-//! heads that share them go through together.
+//! heads that share them go through together, a stretch of positions after the other: what they see of each is added up in
+//! their order, and may have been computed side by side.
+
+use std::ops::Range;
 
 use half::f16;
 
 use super::interleaved::{Interleave, by_parts};
 use super::kernels::dot::{Column, plain};
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Work};
-use super::math::softmax;
+use super::math::{exp, exponentials};
+
+/// Positions of a stretch: their scores and values stay in a core's caches.
+pub const STRETCH: usize = 512;
 
 /// Keys and values of one head: as f16, or as they are.
 #[derive(Debug)]
@@ -69,13 +75,55 @@ impl HeadCache {
         }
     }
 
-    /// What each query sees. `queries`: `[n, dim]`, scaled, replaced by `[n, dim]` mixed values; `seen[n]`: the positions,
-    /// from the first on, that the n-th looks at, at least one.
-    pub fn attend(&self, level: Level, queries: &mut [f32], seen: &[usize]) {
+    /// What each query sees of a stretch of positions, the `stretch`-th. `queries`: `[n, dim]`, scaled; `seen[n]`: the
+    /// positions, from the first on, that the n-th looks at, of which one at least belongs to the first stretch, and one of
+    /// somebody's to this.
+    pub fn look(&self, level: Level, stretch: usize, queries: &[f32], seen: &[usize]) -> Sight {
         match self {
-            HeadCache::Half(columns) => columns.attend(level, queries, seen),
-            HeadCache::Full(columns) => columns.attend(level, queries, seen),
+            HeadCache::Half(columns) => columns.look(level, stretch, queries, seen),
+            HeadCache::Full(columns) => columns.look(level, stretch, queries, seen),
         }
+    }
+
+    /// What each query sees of all that it looks at, `[n, dim]`.
+    pub fn attend(&self, level: Level, queries: &[f32], seen: &[usize]) -> Vec<f32> {
+        let mut all = self.look(level, 0, queries, seen);
+        let most = seen.iter().copied().max().unwrap_or(0);
+        (1..most.div_ceil(STRETCH)).for_each(|stretch| all.add(&self.look(level, stretch, queries, seen)));
+        all.values();
+        all.mixed
+    }
+}
+
+/// What queries saw of some positions.
+pub struct Sight {
+    /// Of each query the largest score, and Σ of e^(score − largest).
+    sums: Vec<(f32, f32)>,
+    /// `[n, dim]`: Σ of e^(score − largest) · value
+    mixed: Vec<f32>,
+}
+
+impl Sight {
+    /// What the same queries saw of the positions behind these.
+    pub fn add(&mut self, more: &Sight) {
+        let dim = self.mixed.len() / self.sums.len().max(1);
+        let mixed = self.mixed.chunks_exact_mut(dim.max(1)).zip(more.mixed.chunks_exact(dim.max(1)));
+        for ((sums, more), (mixed, more_mixed)) in self.sums.iter_mut().zip(&more.sums).zip(mixed) {
+            let largest = if more.0 > sums.0 { more.0 } else { sums.0 };
+            let (of_this, of_more) = (exp(sums.0 - largest), exp(more.0 - largest));
+            *sums = (largest, sums.1 * of_this + more.1 * of_more);
+            mixed.iter_mut().zip(more_mixed).for_each(|(mixed, more)| *mixed = *mixed * of_this + *more * of_more);
+        }
+    }
+
+    /// Σ of softmax(score) · value, `[n, dim]`.
+    pub fn values(&mut self) -> &[f32] {
+        let dim = self.mixed.len() / self.sums.len().max(1);
+        for (mixed, (_, sum)) in self.mixed.chunks_exact_mut(dim.max(1)).zip(&self.sums) {
+            let factor = 1.0 / sum;
+            mixed.iter_mut().for_each(|mixed| *mixed *= factor);
+        }
+        &self.mixed
     }
 }
 
@@ -104,24 +152,29 @@ impl<C: Kept> Columns<C> {
         self.len += 1;
     }
 
-    fn attend(&self, level: Level, queries: &mut [f32], seen: &[usize]) {
-        let most = seen.iter().copied().max().unwrap_or(0);
-        let stride = most.next_multiple_of(LANES);
-        let mut scores = vec![0.0; seen.len() * stride];
-        level.run(Score { columns: self, queries, scores: &mut scores, stride });
-        for (scores, &seen) in scores.chunks_exact_mut(stride).zip(seen) {
-            softmax(level, &mut scores[..seen]);
+    fn look(&self, level: Level, stretch: usize, queries: &[f32], seen: &[usize]) -> Sight {
+        let start = stretch * STRETCH;
+        let seen = || seen.iter().map(|seen| seen.saturating_sub(start).min(STRETCH));
+        let positions = start..start + seen().max().unwrap_or(0);
+        let stride = positions.len().next_multiple_of(LANES);
+        let mut scores = vec![0.0; seen().count() * stride];
+        level.run(Score { columns: self, queries, scores: &mut scores, start, stride });
+        let sums = scores.chunks_exact_mut(stride.max(1)).zip(seen()).map(|(scores, seen)| {
             scores[seen..].fill(0.0);
-        }
-        level.run(Mix { columns: self, queries, scores: &scores, stride, most });
+            exponentials(level, &mut scores[..seen])
+        });
+        let (sums, mut mixed) = (sums.collect(), vec![0.0; queries.len()]);
+        level.run(Mix { columns: self, mixed: &mut mixed, scores: &scores, stride, positions });
+        Sight { sums, mixed }
     }
 }
 
-/// scores[n][position] = query · key
+/// scores[n][position] = query · key, of the positions from `start` on, a multiple of sixteen
 struct Score<'a, C> {
     columns: &'a Columns<C>,
     queries: &'a [f32],
     scores: &'a mut [f32],
+    start: usize,
     stride: usize,
 }
 
@@ -130,11 +183,11 @@ impl<C: Kept> Work for Score<'_, C> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Score { columns, queries, scores, stride } = self;
+        let Score { columns, queries, scores, start, stride } = self;
         let dim = columns.dim;
         let mut lined = vec![0.0; queries.len()];
         Interleave { from: queries, stride: dim, width: dim, out: &mut lined }.run(isa);
-        let keys = columns.keys.chunks_exact(dim).take(stride / LANES);
+        let keys = columns.keys.chunks_exact(dim).skip(start / LANES).take(stride / LANES);
         for (group, keys) in keys.enumerate() {
             by_parts!(I::WIDEST, queries.len() / dim, |first, N| {
                 let sums = plain::<I, C, N>(isa, keys, lined[first * dim..][..N * dim].as_chunks().0);
@@ -147,13 +200,13 @@ impl<C: Kept> Work for Score<'_, C> {
     }
 }
 
-/// queries[n] = Σ over positions of scores[n][position] · value
+/// mixed[n] = Σ over positions of scores[n][position] · value
 struct Mix<'a, C> {
     columns: &'a Columns<C>,
-    queries: &'a mut [f32],
+    mixed: &'a mut [f32],
     scores: &'a [f32],
     stride: usize,
-    most: usize,
+    positions: Range<usize>,
 }
 
 impl<C: Kept> Work for Mix<'_, C> {
@@ -161,14 +214,14 @@ impl<C: Kept> Work for Mix<'_, C> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Mix { columns, queries, scores, stride, most } = self;
-        let (dim, groups) = (columns.dim, columns.dim.div_ceil(LANES));
-        let values = &columns.values[..most * groups];
-        let mut lined = vec![0.0; queries.len() / dim * most];
+        let Mix { columns, mixed, scores, stride, positions } = self;
+        let (dim, groups, most) = (columns.dim, columns.dim.div_ceil(LANES), positions.len());
+        let values = &columns.values[positions.start * groups..positions.end * groups];
+        let mut lined = vec![0.0; mixed.len() / dim * most];
         Interleave { from: scores, stride, width: most, out: &mut lined }.run(isa);
         for group in 0..groups {
             let len = LANES.min(dim - group * LANES);
-            by_parts!(I::WIDEST, queries.len() / dim, |first, N| {
+            by_parts!(I::WIDEST, mixed.len() / dim, |first, N| {
                 let p: &[[f32; N]] = lined[first * most..][..N * most].as_chunks().0;
                 let mut sum = [isa.splat(0.0); N];
                 for (value, p) in values[group..].iter().step_by(groups).zip(p) {
@@ -179,7 +232,7 @@ impl<C: Kept> Work for Mix<'_, C> {
                 }
                 for (n, sum) in sum.into_iter().enumerate() {
                     let at = (first + n) * dim + group * LANES;
-                    queries[at..at + len].copy_from_slice(&isa.store(sum)[..len]);
+                    mixed[at..at + len].copy_from_slice(&isa.store(sum)[..len]);
                 }
             });
         }
@@ -216,14 +269,35 @@ mod tests {
                 keys.iter().zip(&values).for_each(|(key, value)| cache.push(key, value));
                 let seen: Vec<usize> = (0..15).map(|n| 1 + n * 18 / 7).collect();
                 for level in Level::all() {
-                    let mut found = queries.concat();
-                    cache.attend(level, &mut found, &seen);
+                    let found = cache.attend(level, &queries.concat(), &seen);
                     for ((found, query), &seen) in found.chunks(dim).zip(&queries).zip(&seen) {
                         let expected = plainly(query, &keys[..seen], &values[..seen]);
                         for (found, expected) in found.iter().zip(expected) {
                             assert!((f64::from(*found) - expected).abs() < tolerance, "{found} and {expected}");
                         }
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn stretches_add_up_and_change_no_bit() {
+        let (dim, len) = (16, 2 * STRETCH + 40);
+        let number = |i: usize, seed: usize| ((i * 7919 + seed * 31) % 97) as f32 / 48.0 - 1.0;
+        let rows = |n: usize, seed: usize| -> Vec<Vec<f32>> {
+            (0..n).map(|row| (0..dim).map(|i| number(row * dim + i, seed)).collect()).collect()
+        };
+        let (keys, values, queries) = (rows(len, 1), rows(len, 2), rows(5, 3));
+        let mut cache = HeadCache::new(dim, true);
+        keys.iter().zip(&values).for_each(|(key, value)| cache.push(key, value));
+        let seen = [STRETCH - 1, STRETCH, STRETCH + 1, 2 * STRETCH, len];
+        for level in Level::all() {
+            let found = cache.attend(level, &queries.concat(), &seen);
+            for ((found, query), seen) in found.chunks(dim).zip(&queries).zip(seen) {
+                assert_eq!(found, cache.attend(level, query, &[seen]), "{level:?}, {seen} positions");
+                for (found, expected) in found.iter().zip(plainly(query, &keys[..seen], &values[..seen])) {
+                    assert!((f64::from(*found) - expected).abs() < 1e-5, "{level:?}: {found} and {expected}");
                 }
             }
         }

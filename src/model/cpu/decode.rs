@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::attention::HeadCache;
+use super::attention::{HeadCache, STRETCH};
 use super::interleaved::{Interleaved, TILE};
 use super::math::{rms_norm, rotate};
 use super::matrix::Input;
@@ -169,18 +169,38 @@ impl Room {
         });
         let (caches, group) = (&*caches, q.width() / dim / caches.len());
         let scale = 1.0 / (dim as f32).sqrt();
-        x.resize(q.rows(), q.width());
-        on.pool.tiles([x], (TILE, group * dim), 1, |place, tile| {
-            let mut queries = vec![0.0; tile.rows() * group * dim];
+        // Queries of a tile and of the heads that share a key, and the positions that they see.
+        let queries_of = |first: usize, tokens: usize, shared: usize| {
+            let mut queries = vec![0.0; tokens * group * dim];
             for (at, query) in queries.chunks_exact_mut(dim).enumerate() {
-                let (token, head) = (place.row * TILE + at / group, place.column * group + at % group);
+                let (token, head) = (first + at / group, shared * group + at % group);
                 head_of(q, token, head, block.q_norm.as_ref(), query);
                 query.iter_mut().for_each(|x| *x *= scale);
             }
-            let seen: Vec<usize> =
-                (0..tile.rows() * group).map(|at| past + place.row * TILE + at / group + 1).collect();
-            caches[place.column].attend(on.level, &mut queries, &seen);
-            for (row, values) in queries.chunks_exact(group * dim).enumerate() {
+            let seen: Vec<usize> = (0..tokens * group).map(|at| past + first + at / group + 1).collect();
+            (queries, seen)
+        };
+        x.resize(q.rows(), q.width());
+        let (tokens, stretches) = (q.rows(), (past + q.rows()).div_ceil(STRETCH));
+        if tokens <= TILE && stretches > 1 {
+            // There are few heads: so the stretches are what threads share.
+            let mut sights = on.pool.map(caches.len() * stretches, |at| {
+                let (queries, seen) = queries_of(0, tokens, at / stretches);
+                caches[at / stretches].look(on.level, at % stretches, &queries, &seen)
+            });
+            for (head, sights) in sights.chunks_exact_mut(stretches).enumerate() {
+                let [all, more @ ..] = sights else { continue };
+                more.iter().for_each(|more| all.add(more));
+                for (token, values) in all.values().chunks_exact(group * dim).enumerate() {
+                    x.row_mut(token)[head * group * dim..][..group * dim].copy_from_slice(values);
+                }
+            }
+            return;
+        }
+        on.pool.tiles([x], (TILE, group * dim), 1, |place, tile| {
+            let (queries, seen) = queries_of(place.row * TILE, tile.rows(), place.column);
+            let values = caches[place.column].attend(on.level, &queries, &seen);
+            for (row, values) in values.chunks_exact(group * dim).enumerate() {
                 tile.row(row).copy_from_slice(values);
             }
         });

@@ -6,7 +6,7 @@ use super::kernels::{Isa, Level, Work};
 
 /// eˣ within two units in the last place; NaN stays NaN. Cody and Waite's reduction, then a polynomial.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // Added to a small number, this leaves the nearest whole number in the lowest bits.
     const NEAREST: f32 = 12_582_912.0;
     let clamped = if x > 88.0 { 88.0 } else { x };
@@ -199,12 +199,26 @@ pub fn softmax(level: Level, x: &mut [f32]) {
     level.run(Loops(
         #[inline(always)]
         || {
-            let largest = largest(x);
-            x.iter_mut().for_each(|x| *x = exp(*x - largest));
-            let factor = 1.0 / sum(x, |x| x);
+            let (_, sum) = to_exponentials(x);
+            let factor = 1.0 / sum;
             x.iter_mut().for_each(|x| *x *= factor);
         },
     ));
+}
+
+/// x becomes e^(x − largest), the largest of x; returns that and the sum.
+pub fn exponentials(level: Level, x: &mut [f32]) -> (f32, f32) {
+    level.run(Loops(
+        #[inline(always)]
+        || to_exponentials(x),
+    ))
+}
+
+#[inline(always)]
+fn to_exponentials(x: &mut [f32]) -> (f32, f32) {
+    let largest = largest(x);
+    x.iter_mut().for_each(|x| *x = exp(*x - largest));
+    (largest, sum(x, |x| x))
 }
 
 /// Turns the pairs (xᵢ, xᵢ₊ₕ) of a head of 2h numbers by angles, given as h cosines and h sines.

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use super::interleaved::{Interleaved, by_parts};
 use super::kernels::dot::{
     ABREAST, BLOCK, Brains, Centred, Coded, Codes, Column, Eight, Five, Four, Scales, Shifted, Six, Super, SuperHalves,
-    abreast, exact, plain, rounded, widen_coded, widen_plain,
+    abreast, exact, plain, rounded, stretched, widen_coded, widen_plain,
 };
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
 use super::rounded::Rounded;
@@ -131,6 +131,29 @@ impl Matrix {
         alone(group, rest);
     }
 
+    /// As [`times`](Self::times), of half of the columns, for matrices of few rows and many columns: the sum is taken in
+    /// stretches, so that it waits less for itself, and the same whatever the number of vectors.
+    pub fn times_half(
+        &self,
+        level: Level,
+        (group, half): (usize, usize),
+        x: &Interleaved,
+        first: usize,
+        out: &mut [[f32; LANES]],
+    ) {
+        let middle = self.columns.div_ceil(2);
+        let within = if half == 0 { 0..middle } else { middle..self.columns };
+        let columns = group * self.columns + within.start..group * self.columns + within.end;
+        match &self.body {
+            Body::F32(all) => level.run(Stretched { columns: &all[columns], x, within, first, out }),
+            Body::F16(all) => level.run(Stretched { columns: &all[columns], x, within, first, out }),
+            Body::BF16(all) => level.run(Stretched { columns: &all[columns], x, within, first, out }),
+            // Sums over codes are not cut: the first half is all of one.
+            _ if half == 0 => self.times(level, group, Input { numbers: x, rounded: None }, first, out),
+            _ => out.as_flattened_mut().fill(0.0),
+        }
+    }
+
     fn abreast<'a, C>(
         &self,
         all: &'a [C],
@@ -225,6 +248,28 @@ impl<C: Column> Work for Abreast<'_, C> {
         let group = |at: usize| &columns[at * each..(at + 1) * each];
         let sums = abreast(isa, [group(0), group(1), group(2), group(3)], x);
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
+    }
+}
+
+/// Numbers times f32, of the columns `within`.
+struct Stretched<'a, C> {
+    columns: &'a [C],
+    x: &'a Interleaved,
+    within: Range<usize>,
+    first: usize,
+    out: &'a mut [[f32; LANES]],
+}
+
+impl<C: Column> Work for Stretched<'_, C> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Stretched { columns, x, within, first: tile, out } = self;
+        by_parts!(I::WIDEST, out.len(), |first, N| {
+            let sums = stretched::<I, C, N>(isa, columns, &x.part(tile + first)[within.clone()]);
+            out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
+        });
     }
 }
 

@@ -96,6 +96,12 @@ impl Lowered<'_> {
     /// Columns of the layer's output from a group on, for an input of one row.
     fn row(&self, on: On<'_>, group: usize, x: Input<'_>, out: &mut [[f32; LANES]]) {
         let Layer { matrix, bias, pair } = self.layer;
+        if let Some(pair) = pair {
+            // What comes when the groups are done lies elsewhere: it is there by then.
+            for (b, group) in on.parts(&pair.b).iter().flat_map(|b| (group..).take(out.len()).map(move |g| (b, g))) {
+                b.fetch(on.level, group, 0..b.columns());
+            }
+        }
         matrix.times_one(on.level, group, x, out);
         if let Some(pair) = pair {
             for b in on.parts(&pair.b) {
@@ -202,9 +208,10 @@ impl On<'_> {
         });
     }
 
-    /// Whether one row of input goes through several groups at once: where products wait for their own sums.
+    /// Whether one row of input goes through several groups at once: where products wait for their own sums, those of the
+    /// weights or those of pairs.
     fn abreast(self, layers: &[Layer<'_>], rows: usize) -> bool {
-        rows == 1 && layers.iter().all(|layer| !layer.matrix.is_coded())
+        rows == 1 && layers.iter().all(|layer| layer.pair.is_some() || !layer.matrix.is_coded())
     }
 
     /// How many of `groups` a thread takes at once: neighbours in memory, and few enough that none waits long for the last.
@@ -212,24 +219,34 @@ impl On<'_> {
         (groups / (self.pool.threads() * 8)).max(1)
     }
 
-    /// The first halves of the layers' pairs, in one region.
+    /// The first products of the layers' pairs, in one region: each half of the columns is a task, so that two threads read.
     fn lower<'a, const N: usize>(self, layers: [Layer<'a>; N], x: Input<'_>, rows: usize) -> [Lowered<'a>; N] {
-        let mut lows =
-            layers.map(|layer| layer.pair.map_or(Plane::default(), |pair| Plane::new(rows, pair.a[0].rows())));
-        self.pool.tiles(lows.each_mut(), (TILE, LANES), 1, |place, tile| {
+        let groups = |layer: Layer<'_>| layer.pair.map_or(0, |pair| pair.a[0].groups());
+        let mut halves = layers.map(|layer| Plane::new(rows, 2 * groups(layer) * LANES));
+        self.pool.tiles(halves.each_mut(), (TILE, LANES), 1, |place, tile| {
             let Some(pair) = layers[place.plane].pair else { return };
-            for (part, a) in self.parts(&pair.a).iter().enumerate() {
+            for a in self.parts(&pair.a) {
                 let mut out = [[0.0; LANES]; TILE];
                 let out = &mut out[..tile.rows()];
-                a.times(self.level, place.column, Input { rounded: None, ..x }, place.row * TILE, out);
-                for (row, values) in out.iter().enumerate() {
-                    let low = tile.row(row).iter_mut().zip(values);
-                    low.for_each(|(low, value)| *low = if part == 0 { 0.0 } else { *low } + pair.scale * value);
-                }
+                a.times_half(self.level, (place.column / 2, place.column % 2), x.numbers, place.row * TILE, out);
+                out.iter().enumerate().for_each(|(row, values)| put(tile.row(row), values, true));
             }
         });
-        let mut lows = lows.iter().map(|low| Interleaved::new(self.pool, self.level, low));
-        layers.map(|layer| Lowered { layer, low: lows.next().unwrap_or_default() })
+        let mut halves = halves.iter();
+        layers.map(|layer| {
+            let (Some(pair), Some(halves)) = (layer.pair, halves.next()) else {
+                return Lowered { layer, low: Interleaved::default() };
+            };
+            let mut low = Plane::new(rows, pair.a[0].rows());
+            for row in 0..rows {
+                let sixteens = halves.row(row).as_chunks::<LANES>().0.as_chunks().0;
+                for (low, [left, right]) in low.row_mut(row).chunks_mut(LANES).zip(sixteens) {
+                    let both = left.iter().zip(right);
+                    low.iter_mut().zip(both).for_each(|(low, (left, right))| *low = pair.scale * (left + right));
+                }
+            }
+            Lowered { layer, low: Interleaved::new(self.pool, self.level, &low) }
+        })
     }
 }
 

@@ -184,6 +184,23 @@ fn pieces_and_threads_change_no_bit() {
     }
 }
 
+/// Longer than a stretch of attention, whose stretches threads share where there are few tokens.
+#[test]
+fn long_sequences_are_the_same_whoever_reads_them() {
+    let config = config(Family::Qwen3, false);
+    let checkpoint = checkpoint(&config, Storage::F16);
+    let ids: Vec<u32> = (0..1100).map(|at| (at * at + 7 * at) % 36).collect();
+    let read = |threads: usize, piece: usize| {
+        let network = network(&config, &checkpoint, threads, Level::detect());
+        let mut decoder = network.decoder(None).unwrap();
+        ids.chunks(piece).map(|piece| decoder.forward(piece).unwrap()).last()
+    };
+    let expected = read(1, 1100);
+    for (threads, piece) in [(1, 1), (3, 1), (3, 7), (2, 64)] {
+        assert_eq!(read(threads, piece), expected, "{threads} threads, {piece} tokens at once");
+    }
+}
+
 #[test]
 fn row_norms_are_those_of_the_candle_network() {
     let config = config(Family::Qwen2, true);

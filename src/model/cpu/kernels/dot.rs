@@ -74,6 +74,33 @@ pub fn abreast<I: Isa, C: Column>(isa: I, groups: [&[C]; ABREAST], x: &[[f32; 1]
     sum
 }
 
+/// As [`plain`], of which stretches of one length go on side by side: the sum of their sums, in their order.
+#[inline(always)]
+pub fn stretched<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[[f32; N]]) -> [I::F; N] {
+    let each = columns.len().div_ceil(ABREAST).max(1);
+    let mut sums = [[isa.splat(0.0); N]; ABREAST];
+    if N == 1 && columns.len() == ABREAST * each {
+        let of = |at: usize| columns[at * each..(at + 1) * each].iter().zip(&x[at * each..(at + 1) * each]);
+        for ((((w, x), (w1, x1)), (w2, x2)), (w3, x3)) in of(0).zip(of(1)).zip(of(2)).zip(of(3)) {
+            sums[0][0] = isa.fma(w.widen(isa), isa.splat(x[0]), sums[0][0]);
+            sums[1][0] = isa.fma(w1.widen(isa), isa.splat(x1[0]), sums[1][0]);
+            sums[2][0] = isa.fma(w2.widen(isa), isa.splat(x2[0]), sums[2][0]);
+            sums[3][0] = isa.fma(w3.widen(isa), isa.splat(x3[0]), sums[3][0]);
+        }
+    } else {
+        for ((columns, x), sums) in columns.chunks(each).zip(x.chunks(each)).zip(&mut sums) {
+            *sums = plain::<I, C, N>(isa, columns, x);
+        }
+    }
+    let mut all = [isa.splat(0.0); N];
+    for sums in sums {
+        for n in 0..N {
+            all[n] = isa.fma(sums[n], isa.splat(1.0), all[n]);
+        }
+    }
+    all
+}
+
 /// How the codes of a block lie in lines.
 pub trait Codes {
     /// Of a code; eight-bit ones are signed, others not.

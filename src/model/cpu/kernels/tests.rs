@@ -1,5 +1,7 @@
 //! Every product on every kind of processor at hand, against the plain sum in f64.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -119,6 +121,40 @@ fn products_of_all_types_are_the_plain_sums() {
                     let x: Vec<Vec<f32>> = (0..tokens).map(|token| rounded.numbers(token)).collect();
                     let input = Input { numbers: &interleaved, rounded: Some(&rounded) };
                     check(level, (&matrix, &numbers), input, &x, &format!("{what}, rounded"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_of_a_product_add_up_and_are_the_same_for_one_vector_and_for_many() {
+    let (mut rng, pool) = (StdRng::seed_from_u64(11), Pool::new(1).unwrap());
+    // Both halves of the second group's products with some rows.
+    let of = |matrix: &Matrix, level: Level, plane: &Plane, rows: Range<usize>| -> Vec<[[f32; LANES]; 2]> {
+        let x = Interleaved::new(&pool, level, plane);
+        let [left, right] = [0, 1].map(|half| {
+            let mut out = vec![[7.0; LANES]; rows.len()];
+            matrix.times_half(level, (1, half), &x, rows.start, &mut out);
+            out
+        });
+        left.into_iter().zip(right).map(<[_; 2]>::from).collect()
+    };
+    let cases = [(Storage::F16, 1), (Storage::F32, 9), (Storage::BF16, 64), (Storage::F16, 264), (Storage::Q8_0, 96)];
+    for (storage, columns) in cases {
+        let (matrix, numbers) = matrix(storage, 21, columns, &mut rng);
+        let plane = plane(19, columns, &mut rng);
+        for level in Level::all() {
+            let all = [of(&matrix, level, &plane, 0..TILE), of(&matrix, level, &plane, TILE..19)].concat();
+            for (row, found) in all.into_iter().enumerate() {
+                let mut alone = Plane::new(1, columns);
+                alone.row_mut(0).copy_from_slice(plane.row(row));
+                assert_eq!(of(&matrix, level, &alone, 0..1), [found], "{storage} of {columns}, {level:?}");
+                for lane in 0..21 - LANES {
+                    let w = &numbers[(LANES + lane) * columns..][..columns];
+                    let sum: f64 = w.iter().zip(plane.row(row)).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                    let found = f64::from(found[0][lane]) + f64::from(found[1][lane]);
+                    assert!((found - sum).abs() <= 1e-5, "{storage} of {columns}, {level:?}: {found} and {sum}");
                 }
             }
         }

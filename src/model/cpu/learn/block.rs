@@ -67,18 +67,46 @@ impl<'a> Course<'a> {
         Ok(out)
     }
 
-    /// One block: `x`, `[tokens, hidden]`, becomes the next.
+    /// Of `[tokens, …]` the rows that predict the targets.
+    fn predicting(&self, x: &Plane) -> Plane {
+        let mut some = self.on.plane(self.packed.predicting.len(), x.width());
+        for (row, token) in self.packed.predicting.iter().enumerate() {
+            some.row_mut(row).copy_from_slice(x.row(*token as usize));
+        }
+        some
+    }
+
+    /// What comes back to rows that predict targets, beside nothing for the others: `[tokens, …]`.
+    fn spread(&self, some: &Plane) -> Plane {
+        let mut all = self.on.plane(self.packed.ids.len(), some.width());
+        all.data_mut().fill(0.0);
+        for (row, token) in self.packed.predicting.iter().enumerate() {
+            all.row_mut(*token as usize).copy_from_slice(some.row(row));
+        }
+        all
+    }
+
+    /// Behind its attention, the last block has rows for the targets alone: nothing is asked of the others.
+    fn is_last(&self, layer: usize) -> bool {
+        layer + 1 == self.shared.config.layers
+    }
+
+    /// One block: `x`, `[tokens, hidden]`, becomes the next; behind the last one, `[targets, hidden]`.
     pub fn forward(&self, layer: usize, x: &mut Plane) -> Result<Kept> {
         let block = &self.shared.weights.blocks[layer];
-        let new = |target| self.on.plane(x.rows(), self.shared.config.linear_shape(target).1);
-        let [mut q, mut k, mut v, mut gate, mut up] = [Q, K, V, Gate, Up].map(new);
+        let new = |rows, target| self.on.plane(rows, self.shared.config.linear_shape(target).1);
+        let [mut q, mut k, mut v] = [Q, K, V].map(|target| new(x.rows(), target));
         let h = self.normalised(x, &block.input_norm)?;
         let [low_q, low_k, low_v] = self.linear(layer, [Q, K, V], &h, [&mut q, &mut k, &mut v], false)?;
         let [turned_q, turned_k] = self.turned(block, &q, &k)?;
-        let mixed = self.on.attend(self.attention(&turned_q, &turned_k, &v))?;
+        let mut mixed = self.on.attend(self.attention(&turned_q, &turned_k, &v))?;
+        if self.is_last(layer) {
+            (mixed, *x) = (self.predicting(&mixed), self.predicting(x));
+        }
         let [low_o] = self.linear(layer, [O], &mixed, [&mut *x], true)?;
         let middle = self.on.copied(x)?;
         let h = self.normalised(x, &block.post_norm)?;
+        let [mut gate, mut up] = [Gate, Up].map(|target| new(x.rows(), target));
         let [low_gate, low_up] = self.linear(layer, [Gate, Up], &h, [&mut gate, &mut up], false)?;
         let h = self.gated(&gate, &up)?;
         let [low_down] = self.linear(layer, [Down], &h, [&mut *x], true)?;
@@ -86,7 +114,8 @@ impl<'a> Course<'a> {
         Ok(Kept { q, k, v, mixed, middle, gate, up, lows })
     }
 
-    /// From the gradient of a block's output, `d`, to that of its input `x`, in its place. Those of the pairs are added to
+    /// From the gradient of a block's output, `d`, to that of its input `x`, in its place (both of the shapes that
+    /// [`forward`](Self::forward) names). Those of the pairs are added to
     /// `grads`. In the `lowest` block that learns, what lies before its pairs is left out, and `d` is of no meaning then.
     pub fn back(
         &self,
@@ -140,6 +169,9 @@ impl<'a> Course<'a> {
         self.linear_back(layer, [O], &mixed, [&*d], [&low_o], grads, before.then_some(&mut d_mixed))?;
         if !before {
             return Ok(());
+        }
+        if self.is_last(layer) {
+            (d_mixed, *d) = (self.spread(&d_mixed), self.spread(d));
         }
         let [turned_q, turned_k] = self.turned(block, &q, &k)?;
         let [mut d_q, mut d_k, d_v] = on.attend_back(self.attention(&turned_q, &turned_k, &v), &d_mixed)?;
@@ -212,13 +244,17 @@ impl<'a> Course<'a> {
             if self.linear_of(layer, targets[at]).pair.is_none() {
                 return;
             }
-            let (mut mask, mut kept) = (Plane::new(x.rows(), x.width()), x.clone());
+            let mut mask = Plane::new(self.packed.ids.len(), x.width());
             let mut numbers = dropout.mask(layer, targets[at]);
+            for token in 0..mask.rows() {
+                mask.row_mut(token).iter_mut().zip(&mut numbers).for_each(|(mask, number)| *mask = number);
+            }
+            if self.is_last(layer) && !matches!(targets[at], Q | K | V) {
+                mask = self.predicting(&mask);
+            }
+            let mut kept = x.clone();
             for row in 0..x.rows() {
-                for (mask, kept) in mask.row_mut(row).iter_mut().zip(kept.row_mut(row)) {
-                    *mask = numbers.next().unwrap_or(1.0); // they do not end
-                    *kept *= *mask;
-                }
+                kept.row_mut(row).iter_mut().zip(mask.row(row)).for_each(|(kept, mask)| *kept *= mask);
             }
             *place = Some(Dropped { x: kept, mask });
         })?;

@@ -24,8 +24,7 @@ mod stash;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use adapter::Adapter;
 use block::Course;
@@ -51,8 +50,8 @@ pub(super) struct CpuLearner {
     adapter: Adapter,
     /// Between the passes, of a network that is not small.
     stash: Arc<Stash>,
-    /// Tokens of the pass that filled it.
-    stashed: AtomicUsize,
+    /// Tokens and targets of the pass that filled it: another's rooms have other sizes.
+    stashed: Mutex<(usize, usize)>,
     /// A small network's passes run side by side, and their memory is soon touched: they have none.
     stashes: bool,
     /// Products are of sixteen-bit numbers: where they are faster, and not every bit counts.
@@ -76,7 +75,7 @@ impl CpuLearner {
             courtesy,
             adapter,
             stash: Arc::default(),
-            stashed: AtomicUsize::new(0),
+            stashed: Mutex::default(),
             stashes,
             words,
             #[cfg(test)]
@@ -94,7 +93,8 @@ impl CpuLearner {
             turns.of(*position as usize, cos.row_mut(token), sin.row_mut(token));
         }
         let stash = self.stashes.then_some(&self.stash);
-        if self.stashed.swap(packed.ids.len(), Ordering::Relaxed) != packed.ids.len() {
+        let size = (packed.ids.len(), packed.targets.len());
+        if std::mem::replace(&mut *self.stashed.lock().unwrap_or_else(PoisonError::into_inner), size) != size {
             self.stash.clear();
         }
         let on = Polite { pool, level: *level, courtesy: &self.courtesy, stash, words: self.words };

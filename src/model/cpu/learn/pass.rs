@@ -31,21 +31,12 @@ impl Course<'_> {
         for layer in 0..self.shared.config.layers {
             self.forward(layer, &mut x)?;
         }
-        self.normalised(&self.predicting(&x), &self.shared.weights.norm)
+        self.normalised(&x, &self.shared.weights.norm)
     }
 
     /// `sloped`: for a backward.
     pub fn score(&self, hidden: &Plane, base: Option<&Plane>, sloped: bool) -> Result<Scored> {
         self.on.score(self.shared.weights.head().matrix, hidden, base, &self.packed.targets, sloped)
-    }
-
-    /// Of `[tokens, …]` the rows that predict the targets.
-    fn predicting(&self, x: &Plane) -> Plane {
-        let mut some = Plane::new(self.packed.predicting.len(), x.width());
-        for (row, token) in self.packed.predicting.iter().enumerate() {
-            some.row_mut(row).copy_from_slice(x.row(*token as usize));
-        }
-        some
     }
 }
 
@@ -72,13 +63,11 @@ impl<'a> CpuPass<'a> {
             let kept = course.forward(layer, &mut x)?;
             stages.extend(input.map(|input| Stage { layer, input, kept: (keep == Keep::All).then_some(kept) }));
         }
-        let last = course.predicting(&x);
-        drop(x);
-        let hidden = course.normalised(&last, &course.shared.weights.norm)?;
+        let hidden = course.normalised(&x, &course.shared.weights.norm)?;
         let Scored { logprobs, kl, slopes } = course.score(&hidden, base.as_ref(), lowest.is_some())?;
         let logprobs = course.packed.split(logprobs);
         let kl = if base.is_some() { course.packed.split(kl) } else { vec![Vec::new(); logprobs.len()] };
-        Ok(CpuPass { course, stages, last, slopes, logprobs, kl })
+        Ok(CpuPass { course, stages, last: x, slopes, logprobs, kl })
     }
 }
 
@@ -98,16 +87,15 @@ impl Pass for CpuPass<'_> {
         if d_logprobs.len() != targets || d_kl.as_ref().is_some_and(|d| d.len() != targets) {
             return Err(Error::failure(format!("a backward of {targets} targets takes as many gradients")));
         }
-        let Some(first) = stages.first() else { return Ok(()) };
         let (on, config, norm) = (course.on, &course.shared.config, &course.shared.weights.norm);
-        let mut d = Plane::new(first.input.rows(), last.width());
-        for (row, token) in course.packed.predicting.iter().enumerate() {
+        let mut d = Plane::new(last.rows(), last.width());
+        for row in 0..targets {
             let mut d_hidden: Vec<f32> = slopes.logprob.row(row).iter().map(|slope| slope * d_logprobs[row]).collect();
             if let (Some(slope), Some(d_kl)) = (&slopes.kl, &d_kl) {
                 d_hidden.iter_mut().zip(slope.row(row)).for_each(|(d, slope)| *d += slope * d_kl[row]);
             }
             let (x, eps) = (last.row(row), config.rms_norm_eps as f32);
-            rms_back(on.level, x, norm, eps, &d_hidden, d.row_mut(*token as usize));
+            rms_back(on.level, x, norm, eps, &d_hidden, d.row_mut(row));
         }
         drop((last, slopes));
         for (at, Stage { layer, input, kept }) in stages.into_iter().enumerate().rev() {

@@ -185,14 +185,8 @@ impl Times<'_> {
         let strip: &[[Floats; G]] = &panel.data[group * panel.depth..].as_chunks().0[..columns.len()];
         by_parts!(I::WIDEST, all.len() / width, |first, N| {
             let part = &x.part::<N>(*first_row + first)[columns.clone()];
-            let out = &mut all[first * width..];
-            let mut sums = [[isa.splat(0.0); G]; N];
-            for n in 0..N {
-                let sixteens = out[n * width + group * LANES..][..G * LANES].as_chunks().0;
-                for g in 0..G {
-                    sums[n][g] = isa.load(&sixteens[g]);
-                }
-            }
+            let out = &mut all[first * width + group * LANES..];
+            let mut sums: [[I::F; G]; N] = sums_of(isa, out, width);
             // What is read next lies elsewhere: the processor would not guess it.
             let next = x.rest::<N>(*first_row + first + N).get(columns.clone()).unwrap_or(part);
             for ((w, x), next) in strip.iter().zip(part).zip(next) {
@@ -208,13 +202,32 @@ impl Times<'_> {
                     }
                 }
             }
-            for n in 0..N {
-                let sixteens = out[n * width + group * LANES..][..G * LANES].as_chunks_mut().0;
-                for g in 0..G {
-                    sixteens[g] = isa.store(sums[n][g]);
-                }
-            }
+            put_sums(isa, sums, out, width);
         });
+    }
+}
+
+/// `N` rows, `width` apart, of `G` times sixteen numbers each: the sums that a kernel goes on from.
+#[inline(always)]
+fn sums_of<I: Isa, const N: usize, const G: usize>(isa: I, out: &[f32], width: usize) -> [[I::F; G]; N] {
+    let mut sums = [[isa.splat(0.0); G]; N];
+    for n in 0..N {
+        let sixteens = out[n * width..][..G * LANES].as_chunks().0;
+        for g in 0..G {
+            sums[n][g] = isa.load(&sixteens[g]);
+        }
+    }
+    sums
+}
+
+/// Puts back what [`sums_of`] took.
+#[inline(always)]
+fn put_sums<I: Isa, const N: usize, const G: usize>(isa: I, sums: [[I::F; G]; N], out: &mut [f32], width: usize) {
+    for n in 0..N {
+        let sixteens = out[n * width..][..G * LANES].as_chunks_mut().0;
+        for g in 0..G {
+            sixteens[g] = isa.store(sums[n][g]);
+        }
     }
 }
 

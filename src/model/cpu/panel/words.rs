@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::{Panel, Rows};
+use super::{Panel, Rows, put_sums, sums_of};
 use crate::model::cpu::interleaved::{TILE, by_parts};
 use crate::model::cpu::kernels::dot::BLOCK;
 use crate::model::cpu::kernels::{Floats, Isa, LANES, Level, Line, Work};
@@ -247,14 +247,8 @@ impl TimesWords<'_> {
             let rows = pairs[blocks.clone()].iter().zip(&scales[blocks.clone()]);
             // What is read next lies elsewhere: the processor would not guess it.
             let next = x.rest::<N>(*first_row + first + N).get(blocks.clone()).unwrap_or(&pairs[blocks.clone()]);
-            let out = &mut all[first * width..];
-            let mut sums = [[isa.splat(0.0); G]; N];
-            for n in 0..N {
-                let sixteens = out[n * width + group * LANES..][..G * LANES].as_chunks().0;
-                for g in 0..G {
-                    sums[n][g] = isa.load(&sixteens[g]);
-                }
-            }
+            let out = &mut all[first * width + group * LANES..];
+            let mut sums: [[I::F; G]; N] = sums_of(isa, out, width);
             for (((w, of_w), (x, of_x)), next) in strip.iter().zip(of_strip).zip(rows).zip(next) {
                 let mut whole = [[isa.zero(); G]; N];
                 for ((w, x), next) in w.iter().zip(x).zip(next) {
@@ -277,12 +271,7 @@ impl TimesWords<'_> {
                     }
                 }
             }
-            for n in 0..N {
-                let sixteens = out[n * width + group * LANES..][..G * LANES].as_chunks_mut().0;
-                for g in 0..G {
-                    sixteens[g] = isa.store(sums[n][g]);
-                }
-            }
+            put_sums(isa, sums, out, width);
         });
     }
 }
