@@ -68,7 +68,8 @@ fn a_threshold_met_before_the_start_trains_after_the_first_turn_and_can_be_cance
     t.send("/train stat");
     t.wait_until("progress above what is typed", LONG, |t| {
         let rows = t.rows();
-        rows.last().is_some_and(|row| row == "> /train stat") && rows.iter().any(|row| row.contains("batch 3/"))
+        let goes_on = |row: &String| row.starts_with("🔄 Training: epoch") && !row.contains("epoch 1, batch 1/");
+        rows.last().is_some_and(|row| row == "> /train stat") && rows.iter().any(goes_on)
     });
     t.send("us\r");
     t.wait_until("the status", LONG, |t| {
