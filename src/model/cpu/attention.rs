@@ -87,11 +87,9 @@ impl HeadCache {
 
     /// What each query sees of all that it looks at, `[n, dim]`.
     pub fn attend(&self, level: Level, queries: &[f32], seen: &[usize]) -> Vec<f32> {
-        let mut all = self.look(level, 0, queries, seen);
         let most = seen.iter().copied().max().unwrap_or(0);
-        (1..most.div_ceil(STRETCH)).for_each(|stretch| all.add(&self.look(level, stretch, queries, seen)));
-        all.values();
-        all.mixed
+        let sights = (0..most.div_ceil(STRETCH)).map(|stretch| self.look(level, stretch, queries, seen));
+        sights.reduce(Sight::and).map(Sight::values).unwrap_or_default()
     }
 }
 
@@ -104,26 +102,32 @@ pub struct Sight {
 }
 
 impl Sight {
-    /// What the same queries saw of the positions behind these.
-    pub fn add(&mut self, more: &Sight) {
-        let dim = self.mixed.len() / self.sums.len().max(1);
-        let mixed = self.mixed.chunks_exact_mut(dim.max(1)).zip(more.mixed.chunks_exact(dim.max(1)));
+    /// Numbers of a head.
+    fn dim(&self) -> usize {
+        (self.mixed.len() / self.sums.len().max(1)).max(1)
+    }
+
+    /// Together with what the same queries saw of the positions behind these.
+    pub fn and(mut self, more: Sight) -> Sight {
+        let dim = self.dim();
+        let mixed = self.mixed.chunks_exact_mut(dim).zip(more.mixed.chunks_exact(dim));
         for ((sums, more), (mixed, more_mixed)) in self.sums.iter_mut().zip(&more.sums).zip(mixed) {
             let largest = if more.0 > sums.0 { more.0 } else { sums.0 };
             let (of_this, of_more) = (exp(sums.0 - largest), exp(more.0 - largest));
             *sums = (largest, sums.1 * of_this + more.1 * of_more);
             mixed.iter_mut().zip(more_mixed).for_each(|(mixed, more)| *mixed = *mixed * of_this + *more * of_more);
         }
+        self
     }
 
     /// Σ of softmax(score) · value, `[n, dim]`.
-    pub fn values(&mut self) -> &[f32] {
-        let dim = self.mixed.len() / self.sums.len().max(1);
-        for (mixed, (_, sum)) in self.mixed.chunks_exact_mut(dim.max(1)).zip(&self.sums) {
+    pub fn values(mut self) -> Vec<f32> {
+        let dim = self.dim();
+        for (mixed, (_, sum)) in self.mixed.chunks_exact_mut(dim).zip(&self.sums) {
             let factor = 1.0 / sum;
             mixed.iter_mut().for_each(|mixed| *mixed *= factor);
         }
-        &self.mixed
+        self.mixed
     }
 }
 

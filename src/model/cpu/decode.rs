@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::attention::{HeadCache, STRETCH};
+use super::attention::{HeadCache, STRETCH, Sight};
 use super::interleaved::{Interleaved, TILE};
 use super::math::{rms_norm, rotate};
 use super::matrix::Input;
@@ -184,13 +184,13 @@ impl Room {
         let (tokens, stretches) = (q.rows(), (past + q.rows()).div_ceil(STRETCH));
         if tokens <= TILE && stretches > 1 {
             // There are few heads: so the stretches are what threads share.
-            let mut sights = on.pool.map(caches.len() * stretches, |at| {
+            let sights = on.pool.map(caches.len() * stretches, |at| {
                 let (queries, seen) = queries_of(0, tokens, at / stretches);
                 caches[at / stretches].look(on.level, at % stretches, &queries, &seen)
             });
-            for (head, sights) in sights.chunks_exact_mut(stretches).enumerate() {
-                let [all, more @ ..] = sights else { continue };
-                more.iter().for_each(|more| all.add(more));
+            let mut sights = sights.into_iter();
+            for head in 0..caches.len() {
+                let Some(all) = sights.by_ref().take(stretches).reduce(Sight::and) else { continue };
                 for (token, values) in all.values().chunks_exact(group * dim).enumerate() {
                     x.row_mut(token)[head * group * dim..][..group * dim].copy_from_slice(values);
                 }
