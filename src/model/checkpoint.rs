@@ -10,18 +10,21 @@ use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
+use super::mapped::{Bytes, FileMap};
 use super::quantize::{self, Quantization};
 use super::storage::{Decode, Storage};
 use crate::error::{Context, Error, Result};
 
 /// Read about this much at a time, in bytes.
 const CHUNK: usize = 1 << 20;
+/// Smaller tensors, in bytes, are not worth a map.
+pub(super) const MAPS: u64 = 1 << 20;
 
 /// An opened and checked set of tensors in one or more files, which its clones share.
 #[derive(Clone)]
@@ -33,6 +36,8 @@ pub struct Checkpoint {
     pub(super) own_name: fn(&str) -> Cow<'_, str>,
     /// What tensors become while they are read.
     pub(super) plan: Option<Plan>,
+    /// Tensors of fewer bytes are not mapped.
+    pub(super) maps: u64,
     /// Reading ends with an error once this is set.
     pub(super) stop: Stop,
 }
@@ -55,7 +60,8 @@ pub(super) struct Shard {
 }
 
 enum Data {
-    File(File),
+    /// With the file as memory, once it was asked for: none where it cannot be had.
+    File(File, OnceLock<Option<Arc<FileMap>>>),
     Memory(Cow<'static, [u8]>),
 }
 
@@ -183,6 +189,19 @@ impl Checkpoint {
         Ok(hex(&hash.finalize()))
     }
 
+    /// The bytes of a tensor in its file, which becomes memory: None where it is in memory, small, quantised on the way, or
+    /// cannot be mapped. [`Checkpoint::stored`] says what is wrong with one that is not there.
+    pub fn mapped(&self, name: &str, expected_shape: &[usize]) -> Option<Bytes> {
+        let entry = self.entry(name, expected_shape).ok()?;
+        let shard = &self.shards[entry.shard];
+        let Data::File(file, map) = &shard.data else { return None };
+        if entry.len < self.maps || self.type_of(&(self.own_name)(name), entry) != entry.storage {
+            return None;
+        }
+        let map = map.get_or_init(|| FileMap::new(&shard.name, file).ok().map(Arc::new)).as_ref()?;
+        map.bytes(usize::try_from(entry.start).ok()?..usize::try_from(entry.start + entry.len).ok()?)
+    }
+
     /// Bytes of the first file, as they stand there.
     pub(super) fn bytes(&self, place: Range<u64>) -> Result<Vec<u8>> {
         let Range { start, end } = place;
@@ -235,7 +254,7 @@ impl Checkpoint {
         match &shard.data {
             // In range: every entry was checked against the length of `bytes`.
             Data::Memory(bytes) => take(&bytes[entry.start as usize..(entry.start + entry.len) as usize]),
-            Data::File(file) => {
+            Data::File(file, _) => {
                 // As many bytes as whole blocks of every type.
                 let (numbers, bytes) = entry.storage.block();
                 let unit = 256 / numbers * bytes;
@@ -267,7 +286,7 @@ impl Shard {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let (mut file, size) = open_regular(path).with_context(|| &name)?;
         let head = read_head(&mut file, size).with_context(|| &name)?;
-        Ok((Shard { name, path: Some(path.to_path_buf()), data: Data::File(file) }, head))
+        Ok((Shard { name, path: Some(path.to_path_buf()), data: Data::File(file, OnceLock::new()) }, head))
     }
 
     pub fn in_memory(name: &str, bytes: Cow<'static, [u8]>) -> Shard {

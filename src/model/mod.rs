@@ -21,6 +21,7 @@ pub mod generation;
 pub mod gguf;
 pub mod load;
 pub mod lora;
+pub mod mapped;
 pub mod memory;
 pub mod message;
 pub mod packed;

@@ -14,7 +14,7 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::checkpoint::{Checkpoint, Entry, Shard, Stop};
+use super::checkpoint::{Checkpoint, Entry, MAPS, Shard, Stop};
 use crate::error::{Context, Error, Result};
 use crate::text;
 use crate::{fsio, json};
@@ -101,7 +101,7 @@ impl Checkpoint {
 /// The names in these files are the ones that networks ask for.
 fn joined(shards: Vec<Shard>, tensors: BTreeMap<String, Entry>) -> Checkpoint {
     let shards = Arc::new(shards);
-    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None, stop: Stop::default() }
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None, maps: MAPS, stop: Stop::default() }
 }
 
 /// Reads and checks the header of a file of `size` bytes; its tensors are said to lie in `shard`.

@@ -194,7 +194,8 @@ impl<C: Kept> Work for Score<'_, C> {
         let keys = columns.keys.chunks_exact(dim).skip(start / LANES).take(stride / LANES);
         for (group, keys) in keys.enumerate() {
             by_parts!(I::WIDEST, queries.len() / dim, |first, N| {
-                let sums = plain::<I, C, N>(isa, keys, lined[first * dim..][..N * dim].as_chunks().0);
+                let none = [isa.splat(0.0); N];
+                let sums = plain(isa, keys, lined[first * dim..][..N * dim].as_chunks().0, none);
                 for (n, sum) in sums.into_iter().enumerate() {
                     let at = (first + n) * stride + group * LANES;
                     scores[at..at + LANES].copy_from_slice(&isa.store(sum));

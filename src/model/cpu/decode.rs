@@ -119,16 +119,17 @@ fn caches(shared: &Shared, full: bool) -> Vec<Vec<HeadCache>> {
 
 impl Taken {
     /// `x` in the forms that one of the layers can make use of.
-    fn of(&mut self, on: On<'_>, x: &Plane, layers: &[Layer<'_>]) -> Input<'_> {
+    fn of<'a>(&'a mut self, on: On<'_>, x: &'a Plane, layers: &[Layer<'_>]) -> Input<'a> {
         let rounds = |layer: &Layer<'_>| !on.exact && layer.matrix.is_coded();
         let rounded = layers.iter().any(rounds);
         if rounded {
             self.rounded.fill(on.pool, on.level, x);
         }
-        if layers.iter().any(|layer| layer.pair.is_some() || !rounds(layer)) {
+        let stays = |layer: &Layer<'_>| layer.matrix.stays().is_some();
+        if layers.iter().any(|layer| layer.pair.is_some() || !rounds(layer) && !stays(layer)) {
             self.numbers.fill(on.pool, on.level, x, 0..x.width());
         }
-        Input { numbers: &self.numbers, rounded: rounded.then_some(&self.rounded) }
+        Input { plane: x, numbers: &self.numbers, rounded: rounded.then_some(&self.rounded) }
     }
 }
 
@@ -218,7 +219,7 @@ impl Decoder for CpuDecoder {
     }
 
     fn forward(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.shared.config.check_ids(ids)?;
+        self.shared.check(ids)?;
         ids.chunks(CHUNK).for_each(|chunk| self.append(chunk));
         let hidden = &self.room.x;
         let mut last = Plane::new(1, hidden.width());
@@ -227,7 +228,7 @@ impl Decoder for CpuDecoder {
     }
 
     fn forward_each(&mut self, ids: &[u32]) -> Result<Vec<Vec<f32>>> {
-        self.shared.config.check_ids(ids)?;
+        self.shared.check(ids)?;
         let mut each = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(CHUNK) {
             self.append(chunk);
@@ -240,7 +241,7 @@ impl Decoder for CpuDecoder {
     }
 
     fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.shared.config.check_ids(ids)?;
+        self.shared.check(ids)?;
         if !self.exact {
             self.exact = true;
             self.caches = caches(&self.shared, true);

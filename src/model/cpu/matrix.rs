@@ -8,13 +8,18 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::in_place::InPlace;
 use super::interleaved::{Interleaved, by_parts};
 use super::kernels::dot::{
     ABREAST, BLOCK, Brains, Centred, Coded, Codes, Column, Eight, Five, Four, Scales, Shifted, Six, Super, SuperHalves,
     abreast, exact, plain, rounded, stretched, widen_coded, widen_plain,
 };
 use super::kernels::{Floats, Halves, Isa, LANES, Level, Line, Work};
+use super::plane::Plane;
 use super::rounded::Rounded;
+use crate::error::Result;
+use crate::model::mapped::Bytes;
+use crate::model::storage::Storage;
 
 /// `[rows, columns]`
 #[derive(Debug)]
@@ -30,6 +35,7 @@ pub(super) enum Body {
     F32(Vec<Floats>),
     F16(Vec<Halves>),
     BF16(Vec<Brains>),
+    InPlace(InPlace),
     Q8_0(Coded),
     Q4_0(Coded),
     Q4_1(Coded),
@@ -43,13 +49,21 @@ pub(super) enum Body {
 /// What a matrix is multiplied with: some rows of activations.
 #[derive(Clone, Copy)]
 pub struct Input<'a> {
-    /// Of no meaning where nothing computes with every bit.
+    /// The rows, as matrices read them that stay in their file.
+    pub plane: &'a Plane,
+    /// The same as others do; of no meaning where nothing computes with every bit.
     pub numbers: &'a Interleaved,
     /// The same rows rounded, where matrices of codes may compute with that.
     pub rounded: Option<&'a Rounded>,
 }
 
 impl Matrix {
+    /// One that stays in its file, see [`InPlace::new`].
+    pub fn in_place(rows: usize, columns: usize, storage: Storage, bytes: Bytes) -> Result<Option<Matrix>> {
+        let body = InPlace::new(rows, columns, storage, bytes)?;
+        Ok(body.map(|body| Matrix { rows, columns, body: Body::InPlace(body) }))
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -64,7 +78,15 @@ impl Matrix {
 
     /// Made of codes, which can be multiplied with [`Rounded`] activations.
     pub fn is_coded(&self) -> bool {
-        !matches!(self.body, Body::F32(_) | Body::F16(_) | Body::BF16(_))
+        !matches!(self.body, Body::F32(_) | Body::F16(_) | Body::BF16(_) | Body::InPlace(_))
+    }
+
+    /// The matrix, where it stays in its file.
+    pub fn stays(&self) -> Option<&InPlace> {
+        match &self.body {
+            Body::InPlace(all) => Some(all),
+            _ => None,
+        }
     }
 
     /// Bytes in memory.
@@ -74,6 +96,7 @@ impl Matrix {
             Body::F32(columns) => size_of_val(columns.as_slice()),
             Body::F16(columns) => size_of_val(columns.as_slice()),
             Body::BF16(columns) => size_of_val(columns.as_slice()),
+            Body::InPlace(all) => all.bytes().len(),
             Body::Q8_0(c) | Body::Q4_0(c) | Body::Q4_1(c) | Body::Q5_0(c) => c.size(),
             Body::Q5_1(c) | Body::Q4K(c) | Body::Q5K(c) | Body::Q6K(c) => c.size(),
         }
@@ -82,7 +105,7 @@ impl Matrix {
     /// Sixteen rows times vectors of `x`, the tile from the `first` on: `out[n]` gets the products with the n-th of them.
     pub fn times(&self, level: Level, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
         let columns = group * self.columns..(group + 1) * self.columns;
-        let Input { numbers, rounded } = x;
+        let Input { plane, numbers, rounded } = x;
         macro_rules! plain {
             ($columns:expr) => {
                 level.run(Plain { columns: &$columns[columns], x: numbers, first, out })
@@ -101,6 +124,10 @@ impl Matrix {
             Body::F32(all) => plain!(all),
             Body::F16(all) => plain!(all),
             Body::BF16(all) => plain!(all),
+            Body::InPlace(all) => {
+                let (rows, vectors) = (group * LANES..(group + 1) * LANES, first..first + out.len());
+                all.times(level, rows, (plane, vectors), (out.as_flattened_mut(), LANES));
+            }
             Body::Q8_0(coded) => coded!(coded, Eight, Centred<0>),
             Body::Q4_0(coded) => coded!(coded, Four, Centred<8>),
             Body::Q4_1(coded) => coded!(coded, Four, Shifted),
@@ -118,6 +145,9 @@ impl Matrix {
         let alone = |group: usize, out: &mut [[f32; LANES]]| {
             (group..).zip(out.chunks_mut(1)).for_each(|(group, out)| self.times(level, group, x, 0, out));
         };
+        if let Body::InPlace(all) = &self.body {
+            return all.times_one(level, group, x.plane.row(0), out);
+        }
         let (fours, rest) = out.as_chunks_mut::<ABREAST>();
         for out in fours {
             match &self.body {
@@ -137,7 +167,7 @@ impl Matrix {
         &self,
         level: Level,
         (group, half): (usize, usize),
-        x: &Interleaved,
+        x: Input<'_>,
         first: usize,
         out: &mut [[f32; LANES]],
     ) {
@@ -145,11 +175,11 @@ impl Matrix {
         let within = if half == 0 { 0..middle } else { middle..self.columns };
         let columns = group * self.columns + within.start..group * self.columns + within.end;
         match &self.body {
-            Body::F32(all) => level.run(Stretched { columns: &all[columns], x, within, first, out }),
-            Body::F16(all) => level.run(Stretched { columns: &all[columns], x, within, first, out }),
-            Body::BF16(all) => level.run(Stretched { columns: &all[columns], x, within, first, out }),
-            // Sums over codes are not cut: the first half is all of one.
-            _ if half == 0 => self.times(level, group, Input { numbers: x, rounded: None }, first, out),
+            Body::F32(all) => level.run(Stretched { columns: &all[columns], x: x.numbers, within, first, out }),
+            Body::F16(all) => level.run(Stretched { columns: &all[columns], x: x.numbers, within, first, out }),
+            Body::BF16(all) => level.run(Stretched { columns: &all[columns], x: x.numbers, within, first, out }),
+            // Other sums are not cut: the first half is all of one.
+            _ if half == 0 => self.times(level, group, Input { rounded: None, ..x }, first, out),
             _ => out.as_flattened_mut().fill(0.0),
         }
     }
@@ -195,6 +225,7 @@ impl Matrix {
             Body::F32(all) => put(out, &all[columns], |column| column.0[lane]),
             Body::F16(all) => put(out, &all[columns], |column| f16::from_bits(column.0[lane]).to_f32()),
             Body::BF16(all) => put(out, &all[columns], |column| bf16::from_bits(column.0.0[lane]).to_f32()),
+            Body::InPlace(all) => all.read(row, out),
             Body::Q8_0(c) => c.read::<Eight>(group, lane, out, |at| (c.scale(at, lane), 0.0)),
             Body::Q4_0(c) => c.read::<Four>(group, lane, out, |at| (c.scale(at, lane), -8.0 * c.scale(at, lane))),
             Body::Q5_0(c) => c.read::<Five>(group, lane, out, |at| (c.scale(at, lane), -16.0 * c.scale(at, lane))),
@@ -225,7 +256,7 @@ impl<C: Column> Work for Plain<'_, C> {
     fn run<I: Isa>(self, isa: I) {
         let Plain { columns, x, first: tile, out } = self;
         by_parts!(I::WIDEST, out.len(), |first, N| {
-            let sums = plain::<I, C, N>(isa, columns, x.part(tile + first));
+            let sums = plain(isa, columns, x.part(tile + first), [isa.splat(0.0); N]);
             out[first..].iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
         });
     }
@@ -246,7 +277,7 @@ impl<C: Column> Work for Abreast<'_, C> {
         let Abreast { columns, x, out } = self;
         let each = columns.len() / ABREAST;
         let group = |at: usize| &columns[at * each..(at + 1) * each];
-        let sums = abreast(isa, [group(0), group(1), group(2), group(3)], x);
+        let sums = abreast(isa, [group(0), group(1), group(2), group(3)], x, [isa.splat(0.0); ABREAST]);
         out.iter_mut().zip(sums).for_each(|(out, sum)| *out = isa.store(sum));
     }
 }
@@ -334,7 +365,8 @@ impl Work for Widen<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Widen { matrix, group, columns, out, stride } = self;
         let blocks = columns.start / BLOCK..columns.end / BLOCK;
-        let columns = group * matrix.columns + columns.start..group * matrix.columns + columns.end;
+        let within = columns;
+        let columns = group * matrix.columns + within.start..group * matrix.columns + within.end;
         macro_rules! coded {
             ($coded:expr, $codes:ty, $scales:ty) => {
                 widen_coded::<I, $codes, $scales>(isa, $coded, group, blocks, out, stride)
@@ -344,6 +376,7 @@ impl Work for Widen<'_> {
             Body::F32(all) => widen_plain(isa, &all[columns], out, stride),
             Body::F16(all) => widen_plain(isa, &all[columns], out, stride),
             Body::BF16(all) => widen_plain(isa, &all[columns], out, stride),
+            Body::InPlace(all) => all.widen(isa, group, within, out, stride),
             Body::Q8_0(all) => coded!(all, Eight, Centred<0>),
             Body::Q4_0(all) => coded!(all, Four, Centred<8>),
             Body::Q4_1(all) => coded!(all, Four, Shifted),
@@ -373,6 +406,7 @@ impl Work for Fetch<'_> {
             return;
         }
         let (blocks, of_group) = (columns.start / BLOCK..end / BLOCK, group * (matrix.columns / BLOCK));
+        let within = columns.start..end;
         let columns = group * matrix.columns + columns.start..group * matrix.columns + end;
         macro_rules! coded {
             ($coded:expr, $codes:ty) => {{
@@ -385,6 +419,7 @@ impl Work for Fetch<'_> {
             Body::F32(all) => all[columns].iter().for_each(|line| isa.fetch(line)),
             Body::F16(all) => all[columns].iter().step_by(2).for_each(|line| isa.fetch(line)),
             Body::BF16(all) => all[columns].iter().step_by(2).for_each(|line| isa.fetch(line)),
+            Body::InPlace(all) => all.fetch(isa, group, within),
             Body::Q8_0(all) => coded!(all, Eight),
             Body::Q4_0(all) | Body::Q4_1(all) | Body::Q4K(all) => coded!(all, Four),
             Body::Q5_0(all) | Body::Q5_1(all) | Body::Q5K(all) => coded!(all, Five),

@@ -3,6 +3,7 @@
 //!
 //! - `kernels/`: sixteen lanes on each kind of processor, and the products made of them
 //! - `matrix`, `pack`, `halves`, `turn`: a weight matrix, how it is made of a file's bytes, or of an adapter's numbers
+//! - `in_place`: one that stays where its file has it
 //! - `plane`, `interleaved`, `rounded`: activations, as rows, as products read them, and as eight-bit numbers
 //! - `panel/`, `room`: products of many rows with every bit, or with sixteen, and what they need on their way
 //! - `pool`, `tiles`: the threads, and who of them writes where
@@ -17,6 +18,7 @@
 mod attention;
 mod decode;
 mod halves;
+mod in_place;
 mod interleaved;
 mod kernels;
 mod learn;
@@ -91,6 +93,12 @@ impl Turns {
 }
 
 impl Shared {
+    /// Whether there is work to begin on these tokens.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        self.weights.unchanged()?;
+        self.config.check_ids(ids)
+    }
+
     fn on(&self, exact: bool) -> On<'_> {
         On { pool: &self.pool, level: self.level, exact }
     }

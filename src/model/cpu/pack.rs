@@ -108,6 +108,7 @@ impl Packer {
             Body::F32(all) => floats(&rows, all),
             Body::F16(all) => halves(&rows, F16, |columns| all.extend_from_slice(columns)),
             Body::BF16(all) => halves(&rows, BF16, |columns| all.extend(columns.iter().map(|column| Brains(*column)))),
+            Body::InPlace(_) => true, // no packer makes one
             Body::Q8_0(c) => c.put(&rows, q8_0),
             Body::Q4_0(c) => c.put(&rows, q4_0),
             Body::Q4_1(c) => c.put(&rows, q4_1),

@@ -44,7 +44,7 @@ pub fn inverse_norms(shared: &Shared, lora: &LoraWeights, m: &LoraModule) -> Vec
     let mut crossed = Plane::new(rank, m.out_features);
     let layer = Layer { bias: None, ..shared.weights.blocks[m.layer].layer(m.target) };
     let a_taken = Interleaved::new(&shared.pool, shared.level, &a);
-    shared.on(true).linear([layer], Input { numbers: &a_taken, rounded: None }, [&mut crossed], false);
+    shared.on(true).linear([layer], Input { plane: &a, numbers: &a_taken, rounded: None }, [&mut crossed], false);
     let dot = |i: usize, j: usize| a.row(i).iter().zip(a.row(j)).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     let gram: Vec<f64> = (0..rank * rank).map(|at| dot(at / rank, at % rank)).collect();
     let squares = shared.row_squares(m.layer, m.target);

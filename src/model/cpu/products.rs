@@ -49,10 +49,16 @@ pub struct Pair {
 /// A layer with scale · A x of all rows, if it has a pair.
 struct Lowered<'a> {
     layer: Layer<'a>,
-    low: Interleaved,
+    low: Plane,
+    /// The same, as the second products read it.
+    numbers: Interleaved,
 }
 
 impl Lowered<'_> {
+    fn low(&self) -> Input<'_> {
+        Input { plane: &self.low, numbers: &self.numbers, rounded: None }
+    }
+
     /// Sixteen columns of the layer's output, for rows of the input from `first` on.
     fn group(&self, on: On<'_>, group: usize, x: Input<'_>, first: usize, out: &mut [[f32; LANES]]) {
         let Layer { matrix, bias, pair } = self.layer;
@@ -61,7 +67,7 @@ impl Lowered<'_> {
             for b in on.parts(&pair.b) {
                 let mut more = [[0.0; LANES]; TILE];
                 let more = &mut more[..out.len()];
-                b.times(on.level, group, Input { numbers: &self.low, rounded: None }, first, more);
+                b.times(on.level, group, self.low(), first, more);
                 out.as_flattened_mut().iter_mut().zip(more.as_flattened()).for_each(|(out, more)| *out += more);
             }
             if let Some(gain) = pair.gain.as_ref().and_then(|gain| gain.get(group * LANES..)) {
@@ -76,12 +82,18 @@ impl Lowered<'_> {
     /// Columns of the layer's output from `first` on, `[rows, width]`, for all rows of the input.
     fn panel(&self, on: On<'_>, first: usize, x: Input<'_>, panel: &mut Panel, (out, width): (&mut [f32], usize)) {
         let Layer { matrix, bias, pair } = self.layer;
-        out.fill(0.0);
-        panel.product(on.level, matrix, x.numbers, (0, first), (out, width));
+        match matrix.stays() {
+            // Whole groups, as all of its rows are.
+            Some(all) => all.times(on.level, first..first + width, (x.plane, 0..out.len() / width), (out, width)),
+            None => {
+                out.fill(0.0);
+                panel.product(on.level, matrix, x.numbers, (0, first), (out, width));
+            }
+        }
         if let Some(pair) = pair {
             for b in on.parts(&pair.b) {
                 let mut more = vec![0.0; out.len()];
-                panel.product(on.level, b, &self.low, (0, first), (&mut more, width));
+                panel.product(on.level, b, &self.numbers, (0, first), (&mut more, width));
                 out.iter_mut().zip(more).for_each(|(out, more)| *out += more);
             }
         }
@@ -107,7 +119,7 @@ impl Lowered<'_> {
             for b in on.parts(&pair.b) {
                 let mut more = [[0.0; LANES]; ABREAST];
                 let more = &mut more[..out.len()];
-                b.times_one(on.level, group, Input { numbers: &self.low, rounded: None }, more);
+                b.times_one(on.level, group, self.low(), more);
                 out.as_flattened_mut().iter_mut().zip(more.as_flattened()).for_each(|(out, more)| *out += more);
             }
             if let Some(gain) = pair.gain.as_ref().and_then(|gain| gain.get(group * LANES..)) {
@@ -228,14 +240,14 @@ impl On<'_> {
             for a in self.parts(&pair.a) {
                 let mut out = [[0.0; LANES]; TILE];
                 let out = &mut out[..tile.rows()];
-                a.times_half(self.level, (place.column / 2, place.column % 2), x.numbers, place.row * TILE, out);
+                a.times_half(self.level, (place.column / 2, place.column % 2), x, place.row * TILE, out);
                 out.iter().enumerate().for_each(|(row, values)| put(tile.row(row), values, true));
             }
         });
         let mut halves = halves.iter();
         layers.map(|layer| {
             let (Some(pair), Some(halves)) = (layer.pair, halves.next()) else {
-                return Lowered { layer, low: Interleaved::default() };
+                return Lowered { layer, low: Plane::default(), numbers: Interleaved::default() };
             };
             let mut low = Plane::new(rows, pair.a[0].rows());
             for row in 0..rows {
@@ -245,7 +257,8 @@ impl On<'_> {
                     low.iter_mut().zip(both).for_each(|(low, (left, right))| *low = pair.scale * (left + right));
                 }
             }
-            Lowered { layer, low: Interleaved::new(self.pool, self.level, &low) }
+            let numbers = Interleaved::new(self.pool, self.level, &low);
+            Lowered { layer, low, numbers }
         })
     }
 }

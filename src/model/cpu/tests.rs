@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -29,7 +30,7 @@ pub(super) fn config(family: Family, wide: bool) -> ModelConfig {
     ModelConfig { hidden_size, intermediate_size, head_dim, ..crate::model::candle::tests::config(family) }
 }
 
-/// Random tensors: matrices as `storage`, vectors as F32.
+/// Random tensors, in a file: matrices as `storage`, vectors as F32.
 pub(super) fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
     let mut rng = StdRng::seed_from_u64(3);
     let (mut bytes, mut tensors) = (Vec::new(), BTreeMap::new());
@@ -46,8 +47,14 @@ pub(super) fn checkpoint(config: &ModelConfig, storage: Storage) -> Checkpoint {
         let len = bytes.len() as u64 - start;
         tensors.insert(slot.name, Entry { shard: 0, storage, shape: slot.shape, start, len });
     }
-    let shards = Arc::new(vec![Shard::in_memory("made up", Cow::Owned(bytes))]);
-    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None, stop: Stop::default() }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    in_file(file.path(), tensors)
+}
+
+fn in_file(path: &Path, tensors: BTreeMap<String, Entry>) -> Checkpoint {
+    let shards = Arc::new(vec![Shard::open(path, |_, _| Ok(())).unwrap().0]);
+    Checkpoint { shards, tensors, own_name: |name| Cow::Borrowed(name), plan: None, maps: 1, stop: Stop::default() }
 }
 
 pub(super) fn network(config: &ModelConfig, checkpoint: &Checkpoint, threads: usize, level: Level) -> CpuNetwork {
@@ -259,4 +266,30 @@ fn memory_is_what_the_packed_weights_take() {
         let all = sizes + weights.embed.size() + weights.head().matrix.size();
         assert_eq!(CpuNetwork::memory(&config, &checkpoint).unwrap().weights, all as u64, "{storage}");
     }
+}
+
+#[test]
+fn a_file_that_weights_stay_in_is_not_to_be_written_to() {
+    let config = config(Family::Qwen3, true);
+    let sound = checkpoint(&config, Storage::BF16);
+    let tensors = sound.tensors.clone();
+    let len = tensors.values().map(|entry| entry.start + entry.len).max().unwrap();
+    let bytes = sound.bytes(0..len).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    let network = network(&config, &in_file(file.path(), tensors), 1, Level::detect());
+    let lora = adapter(&config, &Target::ALL);
+    let learner = network.learner(&lora, Arc::default()).unwrap();
+    let mut decoder = network.decoder(None).unwrap();
+    decoder.forward(&PROMPT).unwrap();
+    std::fs::write(file.path(), &bytes[..bytes.len() / 2]).unwrap();
+    let says = |error: crate::error::Error| {
+        assert!(error.to_string().contains("was changed by another program"), "{error}");
+        assert!(error.hint_text().is_some_and(|hint| hint.contains("start finch again")));
+    };
+    says(decoder.forward(&PROMPT[..1]).unwrap_err());
+    says(decoder.forward_each(&PROMPT[..1]).unwrap_err());
+    says(decoder.score(&PROMPT).unwrap_err());
+    says(network.decoder(None).unwrap().forward(&PROMPT).unwrap_err());
+    says(learner.reference(&[]).unwrap_err());
 }

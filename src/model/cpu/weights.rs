@@ -8,6 +8,7 @@ use crate::error::{Context, Error, Result};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::{Family, ModelConfig};
 use crate::model::lora::{Target, module_path};
+use crate::model::mapped::Bytes;
 
 pub struct Weights {
     /// `[vocab, hidden]`
@@ -16,6 +17,8 @@ pub struct Weights {
     pub norm: Vec<f32>,
     /// `[vocab, hidden]`; None where the embedding serves.
     head: Option<Matrix>,
+    /// Where matrices stay in files, a piece of each file.
+    files: Vec<Bytes>,
 }
 
 /// One transformer block; every matrix is `[out, in]`.
@@ -35,7 +38,14 @@ impl Weights {
     pub fn read(config: &ModelConfig, checkpoint: &Checkpoint, pool: &Pool) -> Result<Weights> {
         let shapes = matrices(config);
         let one = |at: usize| matrix(checkpoint, &shapes[at]);
-        let mut packed = pool.map(shapes.len(), one).into_iter().collect::<Result<Vec<_>>>()?.into_iter();
+        let packed = pool.map(shapes.len(), one).into_iter().collect::<Result<Vec<_>>>()?;
+        let mut files: Vec<Bytes> = Vec::new();
+        for stays in packed.iter().filter_map(Matrix::stays) {
+            if !files.iter().any(|file| file.beside(stays.bytes())) {
+                files.push(stays.bytes().clone());
+            }
+        }
+        let mut packed = packed.into_iter();
         let missing = || Error::failure("a matrix was not packed"); // not reached: there are as many as shapes
         let mut next = || packed.next().ok_or_else(missing);
         let (embed, head) = (next()?, if config.tied_embeddings { None } else { Some(next()?) });
@@ -46,7 +56,13 @@ impl Weights {
             head,
             blocks: blocks.collect::<Result<_>>()?,
             norm: checkpoint.tensor("model.norm.weight", &[config.hidden_size])?,
+            files,
         })
+    }
+
+    /// An error once another program has written to a file that matrices stay in.
+    pub fn unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(Bytes::unchanged)
     }
 
     /// The output layer.
@@ -109,6 +125,12 @@ fn matrix(checkpoint: &Checkpoint, Named { name, rows, columns }: &Named) -> Res
     let (Some(storage), true) = (checkpoint.storage(name), checkpoint.shape(name) == Some(&shape)) else {
         return checkpoint.tensor(name, &shape).map(|numbers| plain(*rows, *columns, &numbers));
     };
+    if let Some(bytes) = checkpoint.mapped(name, &shape)
+        && let Some(matrix) =
+            Matrix::in_place(*rows, *columns, storage, bytes).with_context(|| format!("tensor {name}"))?
+    {
+        return Ok(matrix);
+    }
     let mut packer = Packer::new(*rows, *columns, storage).with_context(|| format!("tensor {name}"))?;
     checkpoint.stored(name, &shape, |bytes| packer.take(bytes))?;
     packer.finish().with_context(|| format!("tensor {name}"))

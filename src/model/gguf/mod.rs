@@ -23,7 +23,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::{Checkpoint, Shard, Stop};
+use super::checkpoint::{Checkpoint, MAPS, Shard, Stop};
 use super::config::ModelConfig;
 use super::generation::GenerationConfig;
 use super::template::ChatTemplate;
@@ -107,7 +107,7 @@ impl Gguf {
     fn joined(head: Head, shards: Vec<Shard>) -> Gguf {
         let Head { version, metadata, places, tensors } = head;
         let (shards, stop) = (Arc::new(shards), Stop::default());
-        let checkpoint = Checkpoint { shards, tensors, own_name: names::own_name, plan: None, stop };
+        let checkpoint = Checkpoint { shards, tensors, own_name: names::own_name, plan: None, maps: MAPS, stop };
         Gguf { version, metadata, places, checkpoint }
     }
 

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Floats, Isa, LANES, Line};
+use super::{Floats, Halves, Isa, LANES, Line};
 
 proof! {
     /// The proof that the processor has AVX2, FMA and F16C.
@@ -188,8 +188,67 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn fetch<T>(self, x: &T) {
-        op!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()));
+    fn fetch<T>(self, x: *const T) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(x.cast()));
+    }
+
+    /// Two at a time: what one leaves room for the other takes.
+    #[inline(always)]
+    fn added(self, sums: &[Self::F; LANES]) -> [f32; LANES] {
+        let mut by_four = [op!(_mm256_setzero_ps()); 4];
+        for four in 0..4 {
+            let mut by_two = [op!(_mm256_setzero_pd()); 2];
+            for two in 0..2 {
+                let ([a, more_a], [b, more_b]) = (sums[4 * four + 2 * two], sums[4 * four + 2 * two + 1]);
+                let (a, b) = (op!(_mm256_add_ps(a, more_a)), op!(_mm256_add_ps(b, more_b)));
+                let (low, high) = (op!(_mm256_unpacklo_ps(a, b)), op!(_mm256_unpackhi_ps(a, b)));
+                by_two[two] = op!(_mm256_castps_pd(_mm256_add_ps(low, high)));
+            }
+            let [a, b] = by_two;
+            let (low, high) = (op!(_mm256_unpacklo_pd(a, b)), op!(_mm256_unpackhi_pd(a, b)));
+            // Half by half, the sums of the four.
+            by_four[four] = op!(_mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high)));
+        }
+        let mut both = by_four;
+        for two in 0..2 {
+            let (a, b) = (by_four[2 * two], by_four[2 * two + 1]);
+            let (low, high) = (op!(_mm256_permute2f128_ps::<0x20>(a, b)), op!(_mm256_permute2f128_ps::<0x31>(a, b)));
+            both[two] = op!(_mm256_add_ps(low, high));
+        }
+        self.store([both[0], both[1]])
+    }
+
+    /// Eight columns at a time: pairs of rows, then of pairs, then of fours; the rows from the ninth on in the upper halves of
+    /// registers.
+    #[inline(always)]
+    fn turn(self, rows: [&[u8; 64]; LANES], out: &mut [Halves; 2 * LANES]) {
+        for (eight, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let mut both = [op!(_mm256_setzero_si256()); 8];
+            for (row, both) in both.iter_mut().enumerate() {
+                let (above, below) = (&rows[row][16 * eight..][..16], &rows[8 + row][16 * eight..][..16]);
+                let above = op!(_mm_loadu_si128(above.as_ptr().cast()));
+                *both = op!(_mm256_set_m128i(_mm_loadu_si128(below.as_ptr().cast()), above));
+            }
+            let mut by_two = [op!(_mm256_setzero_si256()); 8];
+            for pair in 0..4 {
+                by_two[2 * pair] = op!(_mm256_unpacklo_epi16(both[2 * pair], both[2 * pair + 1]));
+                by_two[2 * pair + 1] = op!(_mm256_unpackhi_epi16(both[2 * pair], both[2 * pair + 1]));
+            }
+            // Of rows 4i to 4i + 3, at 4i + c: the columns 2c and 2c + 1.
+            let mut by_four = [op!(_mm256_setzero_si256()); 8];
+            for four in [0, 4] {
+                for half in 0..2 {
+                    let (a, b) = (by_two[four + half], by_two[four + 2 + half]);
+                    by_four[four + 2 * half] = op!(_mm256_unpacklo_epi32(a, b));
+                    by_four[four + 2 * half + 1] = op!(_mm256_unpackhi_epi32(a, b));
+                }
+            }
+            for c in 0..4 {
+                let (a, b) = (by_four[c], by_four[4 + c]);
+                op!(_mm256_storeu_si256(out[2 * c].0.as_mut_ptr().cast(), _mm256_unpacklo_epi64(a, b)));
+                op!(_mm256_storeu_si256(out[2 * c + 1].0.as_mut_ptr().cast(), _mm256_unpackhi_epi64(a, b)));
+            }
+        }
     }
 
     /// Four squares of eight: pairs of rows, then of pairs, then of the halves of registers.

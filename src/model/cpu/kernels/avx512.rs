@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Floats, Isa, LANES, Line};
+use super::{Floats, Halves, Isa, LANES, Line};
 
 proof! {
     /// The proof that the processor has AVX-512 F, BW, VL and VNNI, AVX2, FMA and F16C.
@@ -145,8 +145,70 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    fn fetch<T>(self, x: &T) {
-        op!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()));
+    fn fetch<T>(self, x: *const T) {
+        op!(_mm_prefetch::<_MM_HINT_T1>(x.cast()));
+    }
+
+    /// Two at a time: what one leaves room for the other takes.
+    #[inline(always)]
+    fn added(self, sums: &[Self::F; LANES]) -> [f32; LANES] {
+        let mut by_four = [op!(_mm512_setzero_ps()); 4];
+        for four in 0..4 {
+            let mut by_two = [op!(_mm512_setzero_pd()); 2];
+            for two in 0..2 {
+                let (a, b) = (sums[4 * four + 2 * two], sums[4 * four + 2 * two + 1]);
+                let (low, high) = (op!(_mm512_unpacklo_ps(a, b)), op!(_mm512_unpackhi_ps(a, b)));
+                by_two[two] = op!(_mm512_castps_pd(_mm512_add_ps(low, high)));
+            }
+            let [a, b] = by_two;
+            let (low, high) = (op!(_mm512_unpacklo_pd(a, b)), op!(_mm512_unpackhi_pd(a, b)));
+            // Quarter by quarter, the sums of the four.
+            by_four[four] = op!(_mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high)));
+        }
+        let quarters = |a: Self::F, b: Self::F| {
+            let (even, odd) = (op!(_mm512_shuffle_f32x4::<0x88>(a, b)), op!(_mm512_shuffle_f32x4::<0xdd>(a, b)));
+            op!(_mm512_add_ps(even, odd))
+        };
+        let [a, b, c, d] = by_four;
+        self.store(quarters(quarters(a, b), quarters(c, d)))
+    }
+
+    /// Pairs of rows, then of pairs, then of fours, then of the quarters of registers.
+    #[inline(always)]
+    fn turn(self, rows: [&[u8; 64]; LANES], out: &mut [Halves; 2 * LANES]) {
+        let mut by_two = [op!(_mm512_setzero_si512()); LANES];
+        for pair in 0..8 {
+            let (a, b) = (rows[2 * pair], rows[2 * pair + 1]);
+            let (a, b) = (op!(_mm512_loadu_si512(a.as_ptr().cast())), op!(_mm512_loadu_si512(b.as_ptr().cast())));
+            by_two[2 * pair] = op!(_mm512_unpacklo_epi16(a, b));
+            by_two[2 * pair + 1] = op!(_mm512_unpackhi_epi16(a, b));
+        }
+        // Of rows 4i to 4i + 3, at 4i + c: the columns 2c and 2c + 1 of each eight.
+        let mut by_four = [op!(_mm512_setzero_si512()); LANES];
+        for four in (0..LANES).step_by(4) {
+            for half in 0..2 {
+                let (a, b) = (by_two[four + half], by_two[four + 2 + half]);
+                by_four[four + 2 * half] = op!(_mm512_unpacklo_epi32(a, b));
+                by_four[four + 2 * half + 1] = op!(_mm512_unpackhi_epi32(a, b));
+            }
+        }
+        let low = op!(_mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0));
+        let high = op!(_mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4));
+        for c in 0..8 {
+            let [a, b, x, y] = [0, 4, 8, 12].map(|four| by_four[four + c / 2]);
+            // Of rows 0 to 7 and 8 to 15: the columns c, 8 + c, 16 + c, 24 + c.
+            let (above, below) = match c % 2 {
+                0 => (op!(_mm512_unpacklo_epi64(a, b)), op!(_mm512_unpacklo_epi64(x, y))),
+                _ => (op!(_mm512_unpackhi_epi64(a, b)), op!(_mm512_unpackhi_epi64(x, y))),
+            };
+            for (half, by) in [low, high].into_iter().enumerate() {
+                let both = op!(_mm512_permutex2var_epi64(above, by, below));
+                let left = op!(_mm512_castsi512_si256(both));
+                let right = op!(_mm512_extracti64x4_epi64::<1>(both));
+                op!(_mm256_storeu_si256(out[16 * half + c].0.as_mut_ptr().cast(), left));
+                op!(_mm256_storeu_si256(out[16 * half + 8 + c].0.as_mut_ptr().cast(), right));
+            }
+        }
     }
 
     /// Pairs of rows, then of pairs, then of the quarters of registers.

@@ -36,6 +36,14 @@ impl Column for Halves {
 #[repr(transparent)]
 pub struct Brains(pub Halves);
 
+impl Brains {
+    /// Their bits, to be written.
+    pub fn as_halves(all: &mut [Brains]) -> &mut [Halves] {
+        // SAFETY: `Brains` is a transparent wrapper of `Halves`, of which every bit pattern is one.
+        unsafe { std::slice::from_raw_parts_mut(all.as_mut_ptr().cast(), all.len()) }
+    }
+}
+
 impl Column for Brains {
     #[inline(always)]
     fn widen<I: Isa>(&self, isa: I) -> I::F {
@@ -43,10 +51,14 @@ impl Column for Brains {
     }
 }
 
-/// Sixteen rows times `N` vectors: `columns[k]` · x[k][n], added up.
+/// Sixteen rows times `N` vectors: `columns[k]` · x[k][n], added up to `sum`.
 #[inline(always)]
-pub fn plain<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[[f32; N]]) -> [I::F; N] {
-    let mut sum = [isa.splat(0.0); N];
+pub fn plain<I: Isa, C: Column, const N: usize>(
+    isa: I,
+    columns: &[C],
+    x: &[[f32; N]],
+    mut sum: [I::F; N],
+) -> [I::F; N] {
     for (column, x) in columns.iter().zip(x) {
         let w = column.widen(isa);
         for n in 0..N {
@@ -61,8 +73,12 @@ pub const ABREAST: usize = 4;
 
 /// As [`plain`], of several groups and one vector.
 #[inline(always)]
-pub fn abreast<I: Isa, C: Column>(isa: I, groups: [&[C]; ABREAST], x: &[[f32; 1]]) -> [I::F; ABREAST] {
-    let mut sum = [isa.splat(0.0); ABREAST];
+pub fn abreast<I: Isa, C: Column>(
+    isa: I,
+    groups: [&[C]; ABREAST],
+    x: &[[f32; 1]],
+    mut sum: [I::F; ABREAST],
+) -> [I::F; ABREAST] {
     let [a, b, c, d] = groups;
     for ((((a, b), c), d), x) in a.iter().zip(b).zip(c).zip(d).zip(x) {
         let x = isa.splat(x[0]);
@@ -89,7 +105,7 @@ pub fn stretched<I: Isa, C: Column, const N: usize>(isa: I, columns: &[C], x: &[
         }
     } else {
         for ((columns, x), sums) in columns.chunks(each).zip(x.chunks(each)).zip(&mut sums) {
-            *sums = plain::<I, C, N>(isa, columns, x);
+            *sums = plain(isa, columns, x, *sums);
         }
     }
     let mut all = [isa.splat(0.0); N];

@@ -52,6 +52,7 @@ mod portable;
 #[cfg(test)]
 pub(super) mod tests;
 
+use super::turn::columns_of;
 use portable::Portable;
 
 /// Rows of a matrix that are computed side by side.
@@ -131,9 +132,42 @@ pub trait Isa: Copy {
     /// acc + the products of both numbers of a pair with those of `x`, which a pair's bits make.
     fn dot_pair(self, acc: Self::I, w: Self::B, x: f32) -> Self::I;
 
-    /// Has the second cache fetch what will soon be read.
+    /// Has the second cache fetch what will soon be read; nothing where no memory is.
     #[inline(always)]
-    fn fetch<T>(self, _: &T) {}
+    fn fetch<T>(self, _: *const T) {}
+
+    /// The sum of each one's lanes.
+    #[inline(always)]
+    fn added(self, sums: &[Self::F; LANES]) -> [f32; LANES] {
+        let mut lanes = [Floats([0.0; LANES]); LANES];
+        for (lane, sum) in lanes.iter_mut().zip(sums) {
+            lane.0 = self.store(*sum);
+        }
+        let mut lanes = self.transpose(&lanes);
+        let mut left = LANES;
+        while left > 1 {
+            left /= 2;
+            for at in 0..left {
+                let (a, b) = (self.load(&lanes[at].0), self.load(&lanes[at + left].0));
+                lanes[at].0 = self.store(self.fma(a, self.splat(1.0), b));
+            }
+        }
+        lanes[0].0
+    }
+
+    /// Sixteen rows of thirty-two numbers of sixteen bits, the lowest byte first, to columns.
+    #[inline(always)]
+    fn turn(self, rows: [&[u8; 64]; LANES], out: &mut [Halves; 2 * LANES]) {
+        for (half, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let mut numbers = [[0; LANES]; LANES];
+            for (numbers, row) in numbers.iter_mut().zip(rows) {
+                for (number, bytes) in numbers.iter_mut().zip(&row.as_chunks().0[half * LANES..]) {
+                    *number = u16::from_le_bytes(*bytes);
+                }
+            }
+            *out = columns_of(&numbers);
+        }
+    }
 
     /// Sixteen rows of sixteen, to columns.
     #[inline(always)]
@@ -178,14 +212,17 @@ pub enum Level {
 }
 
 impl Level {
+    /// For what happens too rarely to be worth more.
+    pub const PLAIN: Level = Level::Portable(Portable);
+
     /// The best that the processor has.
     pub fn detect() -> Level {
-        Self::all().pop().unwrap_or(Level::Portable(Portable))
+        Self::all().pop().unwrap_or(Level::PLAIN)
     }
 
     /// All that the processor has, the best last.
     pub fn all() -> Vec<Level> {
-        let mut all = vec![Level::Portable(Portable)];
+        let mut all = vec![Level::PLAIN];
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(avx2::Avx2::detect().map(Level::Avx2));

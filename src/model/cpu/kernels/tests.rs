@@ -112,14 +112,14 @@ fn products_of_all_types_are_the_plain_sums() {
                 let mut rounded = Rounded::default();
                 for level in Level::all() {
                     let interleaved = Interleaved::new(&pool, level, &plane);
-                    let input = Input { numbers: &interleaved, rounded: None };
+                    let input = Input { plane: &plane, numbers: &interleaved, rounded: None };
                     check(level, (&matrix, &numbers), input, &x, &what);
                     if !matrix.is_coded() {
                         continue;
                     }
                     rounded.fill(&pool, level, &plane);
                     let x: Vec<Vec<f32>> = (0..tokens).map(|token| rounded.numbers(token)).collect();
-                    let input = Input { numbers: &interleaved, rounded: Some(&rounded) };
+                    let input = Input { plane: &plane, numbers: &interleaved, rounded: Some(&rounded) };
                     check(level, (&matrix, &numbers), input, &x, &format!("{what}, rounded"));
                 }
             }
@@ -132,10 +132,11 @@ fn halves_of_a_product_add_up_and_are_the_same_for_one_vector_and_for_many() {
     let (mut rng, pool) = (StdRng::seed_from_u64(11), Pool::new(1).unwrap());
     // Both halves of the second group's products with some rows.
     let of = |matrix: &Matrix, level: Level, plane: &Plane, rows: Range<usize>| -> Vec<[[f32; LANES]; 2]> {
-        let x = Interleaved::new(&pool, level, plane);
+        let numbers = Interleaved::new(&pool, level, plane);
+        let x = Input { plane, numbers: &numbers, rounded: None };
         let [left, right] = [0, 1].map(|half| {
             let mut out = vec![[7.0; LANES]; rows.len()];
-            matrix.times_half(level, (1, half), &x, rows.start, &mut out);
+            matrix.times_half(level, (1, half), x, rows.start, &mut out);
             out
         });
         left.into_iter().zip(right).map(<[_; 2]>::from).collect()
@@ -187,7 +188,7 @@ fn extremes_fit() {
                 rounded.fill(&Pool::new(1).unwrap(), Level::detect(), &plane);
                 let x = vec![plane.row(0).to_vec()];
                 for level in Level::all() {
-                    let input = Input { numbers: &Interleaved::default(), rounded: Some(&rounded) };
+                    let input = Input { plane: &plane, numbers: &Interleaved::default(), rounded: Some(&rounded) };
                     check(level, (&matrix, &row), input, &x, &format!("{storage} of {code:#x}"));
                 }
             }

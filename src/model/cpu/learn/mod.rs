@@ -85,7 +85,8 @@ impl CpuLearner {
 
     /// The rows over the base alone.
     fn course(&self, rows: &[&Tokens]) -> Result<Course<'_>> {
-        let Shared { config, turns, pool, level, .. } = &*self.shared;
+        let Shared { config, turns, pool, level, weights, .. } = &*self.shared;
+        weights.unchanged()?;
         let packed = Packed::new(config, rows)?;
         let pairs = turns.frequencies.len();
         let (mut cos, mut sin) = (Plane::new(packed.ids.len(), pairs), Plane::new(packed.ids.len(), pairs));

@@ -66,9 +66,17 @@ impl Panel {
         self.resize(rows.len().next_multiple_of(LANES), columns.len().next_multiple_of(LANES));
         let mut widened = [Floats([0.0; LANES]); WIDTH];
         for above in 0..self.depth / LANES {
-            matrix.widen(level, rows.start / LANES + above, columns.clone(), &mut widened, 1);
             // For the next panel, while this one is computed with.
             matrix.fetch(level, (rows.start + DEPTH) / LANES + above, columns.clone());
+            if let Some(all) = matrix.stays() {
+                for group in 0..self.groups {
+                    let (at, step) = self.place(level, group);
+                    let (from, column) = (at + above * LANES * step, columns.start + group * LANES);
+                    all.widen_rows(level, rows.start / LANES + above, column, &mut self.data[from..], step);
+                }
+                continue;
+            }
+            matrix.widen(level, rows.start / LANES + above, columns.clone(), &mut widened, 1);
             for (group, square) in widened.as_chunks::<LANES>().0.iter().enumerate().take(self.groups) {
                 let (at, step) = self.place(level, group);
                 let from = at + above * LANES * step;

@@ -38,9 +38,9 @@ fn rows_of_a_matrix_give_the_bits_of_one_row_alone() {
                     for token in from..tokens {
                         let mut alone = [[0.0; LANES]];
                         let one = plane_of(x.row(token));
-                        let one = Interleaved::new(&pool, level, &one);
+                        let numbers = Interleaved::new(&pool, level, &one);
                         for group in 0..width / LANES {
-                            let input = Input { numbers: &one, rounded: None };
+                            let input = Input { plane: &one, numbers: &numbers, rounded: None };
                             matrix.times(level, first / LANES + group, input, 0, &mut alone);
                             let found = &out[(token - from) * width + group * LANES..][..LANES];
                             assert_eq!(found, alone[0], "{storage}, {level:?}, {columns} columns from {first}");
