@@ -87,13 +87,13 @@ impl Lowered<'_> {
             Some(all) => all.times(on.level, first..first + width, (x.plane, 0..out.len() / width), (out, width)),
             None => {
                 out.fill(0.0);
-                panel.product(on.level, matrix, x.numbers, (0, first), (out, width));
+                panel.product(on.level, matrix, x.numbers, (0, first), (out, width), None);
             }
         }
         if let Some(pair) = pair {
             for b in on.parts(&pair.b) {
                 let mut more = vec![0.0; out.len()];
-                panel.product(on.level, b, &self.numbers, (0, first), (&mut more, width));
+                panel.product(on.level, b, &self.numbers, (0, first), (&mut more, width), None);
                 out.iter_mut().zip(more).for_each(|(out, more)| *out += more);
             }
         }

@@ -43,7 +43,25 @@ pub struct Tile<'a> {
     columns: usize,
 }
 
+/// Where a tile lies: for caches, which may be told in time; nothing is read or written at it.
+#[derive(Debug, Clone, Copy)]
+pub struct Spot {
+    start: *const f32,
+    stride: usize,
+}
+
+impl Spot {
+    pub fn of(self, row: usize, column: usize) -> *const f32 {
+        self.start.wrapping_add(row * self.stride + column)
+    }
+}
+
 impl Tile<'_> {
+    pub fn spot(&self) -> Spot {
+        let at = self.first_row * self.stride + self.first_column;
+        Spot { start: self.parts.start.wrapping_add(at), stride: self.stride }
+    }
+
     pub fn rows(&self) -> usize {
         self.rows
     }

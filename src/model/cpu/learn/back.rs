@@ -16,7 +16,7 @@ use crate::model::cpu::panel::{DEPTH, Panel, WIDTH, Words, outer};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, taken, zeros};
-use crate::model::cpu::tiles::{Regions, Tile};
+use crate::model::cpu::tiles::{Regions, Spot, Tile};
 use crate::model::lora::LoraModule;
 
 /// Rows of W that a task goes through: an output layer has many.
@@ -182,7 +182,7 @@ impl Polite<'_> {
                 let rows = from..dy.rows().min(from + rows);
                 in_room(|Room { panel, out, .. }| {
                     let out = zeros(out, rows.len() * width);
-                    panel.product(self.level, layer.matrix, &x, (from, first), (out, width));
+                    panel.product(self.level, layer.matrix, &x, (from, first), (out, width), None);
                     pair.raise_tile(self.level, &low, from, columns.clone(), panel, (out, width));
                     for (row, z) in rows.zip(out.chunks_exact(width)) {
                         let dy = &dy.row(row)[columns.clone()];
@@ -210,7 +210,8 @@ impl Polite<'_> {
                     let Back { layer, dropped, .. } = this.back;
                     let dy = lined.dy.as_ref().unwrap_or(&lined.dz);
                     let all = 0..layer.matrix.rows();
-                    back_tile(level, layer.matrix, all.clone(), dy, &columns, first_row, panel, out);
+                    let then = Some(tile.spot());
+                    back_tile(level, layer.matrix, all.clone(), dy, &columns, first_row, panel, out, then);
                     let Some(pair) = layer.pair else { continue };
                     let LoraModule { rank, in_features, .. } = *pair.module;
                     let lower = |out: &mut [f32], panel: &mut Panel| {
@@ -226,9 +227,9 @@ impl Polite<'_> {
                     };
                     let more = zeros(more, tile.rows() * width);
                     if lined.dy.is_some() {
-                        back_tile(level, layer.matrix, all.clone(), dy, &columns, first_row, panel, more);
+                        back_tile(level, layer.matrix, all.clone(), dy, &columns, first_row, panel, more, None);
                         more.iter_mut().for_each(|more| *more = -*more);
-                        back_tile(level, layer.matrix, all, &lined.dz, &columns, first_row, panel, more);
+                        back_tile(level, layer.matrix, all, &lined.dz, &columns, first_row, panel, more, None);
                     }
                     lower(more, panel);
                     let masked = out.chunks_exact_mut(width).zip(more.chunks_exact(width));
@@ -256,7 +257,7 @@ impl Polite<'_> {
                     let out = taken(out, tile.rows() * width);
                     out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| out.copy_from_slice(tile.row(row)));
                     let first_row = place.row * rows;
-                    back_tile(self.level, matrix, span.clone(), &lined, &columns, first_row, panel, out);
+                    back_tile(self.level, matrix, span.clone(), &lined, &columns, first_row, panel, out, None);
                     out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, false));
                 });
             })?;
@@ -277,10 +278,12 @@ fn back_tile(
     first_row: usize,
     panel: &mut Panel,
     out: &mut [f32],
+    then: Option<Spot>,
 ) {
     for from in span.clone().step_by(DEPTH) {
         let to = span.end.min(from + DEPTH);
         panel.columns(level, matrix, from..to, columns.clone());
-        panel.times(level, dy, from - span.start..to - span.start, first_row, out);
+        let then = then.filter(|_| to == span.end);
+        panel.times_then(level, dy, from - span.start..to - span.start, first_row, out, then);
     }
 }

@@ -15,7 +15,7 @@ use crate::model::cpu::panel::{DEPTH, Panel, Rows, WIDTH, Words};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, zeros};
-use crate::model::cpu::tiles::Regions;
+use crate::model::cpu::tiles::{Regions, Spot};
 use crate::model::lora::LoraModule;
 
 /// Most tokens of a task, enough that making a panel is little beside multiplying, and few enough that a panel's share of
@@ -68,10 +68,18 @@ impl Lined {
 }
 
 impl Rows for Lined {
-    fn past(&self, panel: &mut Panel, level: Level, columns: Range<usize>, first: usize, out: &mut [f32]) {
+    fn past(
+        &self,
+        panel: &mut Panel,
+        level: Level,
+        columns: Range<usize>,
+        first: usize,
+        out: &mut [f32],
+        then: Option<Spot>,
+    ) {
         match self {
-            Lined::Floats(lined) => lined.past(panel, level, columns, first, out),
-            Lined::Words(lined) => lined.past(panel, level, columns, first, out),
+            Lined::Floats(lined) => lined.past(panel, level, columns, first, out, then),
+            Lined::Words(lined) => lined.past(panel, level, columns, first, out, then),
         }
     }
 }
@@ -141,7 +149,7 @@ impl Polite<'_> {
             let (level, first_row, first, width) = (self.level, place.row * rows, place.column * WIDTH, tile.columns());
             in_room(|Room { panel, out, more }| {
                 let out = zeros(out, tile.rows() * width);
-                panel.product(level, layer.matrix, &x, (first_row, first), (out, width));
+                panel.product(level, layer.matrix, &x, (first_row, first), (out, width), Some(tile.spot()));
                 // Behind the last column there is room and nothing else.
                 let columns = first..layer.matrix.rows().min(first + width);
                 if let (Some(pair), Some(low)) = (layer.pair, low) {
@@ -154,7 +162,7 @@ impl Polite<'_> {
                         (Some(Dora { gain, .. }), Some(dropped)) => {
                             let gain = &gain[columns.clone()];
                             let base = zeros(more, tile.rows() * width);
-                            panel.product(level, layer.matrix, dropped, (first_row, first), (base, width));
+                            panel.product(level, layer.matrix, dropped, (first_row, first), (base, width), None);
                             add_by_column(out, base, width, gain, |base, gain| (gain - 1.0) * base);
                             let raised = zeros(more, tile.rows() * width);
                             pair.raise_tile(level, low, first_row, columns.clone(), panel, (raised, width));

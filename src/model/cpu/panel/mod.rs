@@ -15,6 +15,7 @@ pub use words::Words;
 use super::interleaved::{Interleaved, TILE, by_parts};
 use super::kernels::{Floats, Isa, LANES, Level, Line, Work};
 use super::matrix::Matrix;
+use super::tiles::Spot;
 
 /// Most columns of a panel's product, a multiple of a block.
 pub const WIDTH: usize = 64;
@@ -37,13 +38,29 @@ pub struct Panel {
 
 /// Rows of activations that go past panels.
 pub trait Rows {
-    /// out += rows[..][columns] · panel, see [`Panel::times`].
-    fn past(&self, panel: &mut Panel, level: Level, columns: Range<usize>, first: usize, out: &mut [f32]);
+    /// out += rows[..][columns] · panel, see [`Panel::times`]; the second cache fetches `then`.
+    fn past(
+        &self,
+        panel: &mut Panel,
+        level: Level,
+        columns: Range<usize>,
+        first: usize,
+        out: &mut [f32],
+        then: Option<Spot>,
+    );
 }
 
 impl Rows for Interleaved {
-    fn past(&self, panel: &mut Panel, level: Level, columns: Range<usize>, first: usize, out: &mut [f32]) {
-        level.run(Times { panel, x: self, columns, first, out });
+    fn past(
+        &self,
+        panel: &mut Panel,
+        level: Level,
+        columns: Range<usize>,
+        first: usize,
+        out: &mut [f32],
+        then: Option<Spot>,
+    ) {
+        level.run(Times { panel, x: self, columns, first, out, then });
     }
 }
 
@@ -101,12 +118,26 @@ impl Panel {
     /// out += x[rows][columns] · panel. `out`: `[rows, width]`, as wide as the panel; its first row is the `first` of x, which
     /// begins a tile. As many columns as the panel is deep, or fewer.
     pub fn times(&mut self, level: Level, x: &impl Rows, columns: Range<usize>, first: usize, out: &mut [f32]) {
+        self.times_then(level, x, columns, first, out, None);
+    }
+
+    /// The same; meanwhile the second cache fetches the place `then`, as large as `out`, that the result will be put to. What
+    /// is written into memory that no cache has waits for it.
+    pub fn times_then(
+        &mut self,
+        level: Level,
+        x: &impl Rows,
+        columns: Range<usize>,
+        first: usize,
+        out: &mut [f32],
+        then: Option<Spot>,
+    ) {
         assert!(columns.len() <= self.depth && first.is_multiple_of(TILE), "a product that does not fit its panel");
-        x.past(self, level, columns, first, out);
+        x.past(self, level, columns, first, out, then);
     }
 
     /// out `[rows, width]` += rows of x from `first_row` on times `width` rows of a matrix from `first` on, a multiple of
-    /// sixteen; through one panel after the other.
+    /// sixteen; through one panel after the other, and the last with `then`.
     pub fn product(
         &mut self,
         level: Level,
@@ -114,11 +145,13 @@ impl Panel {
         x: &impl Rows,
         (first_row, first): (usize, usize),
         (out, width): (&mut [f32], usize),
+        then: Option<Spot>,
     ) {
         for from in (0..matrix.columns()).step_by(DEPTH) {
             let columns = from..matrix.columns().min(from + DEPTH);
             self.rows(level, matrix, first, width, columns.clone());
-            self.times(level, x, columns, first_row, out);
+            let then = then.filter(|_| columns.end == matrix.columns());
+            self.times_then(level, x, columns, first_row, out, then);
         }
     }
 
@@ -164,6 +197,7 @@ struct Times<'a> {
     columns: Range<usize>,
     first: usize,
     out: &'a mut [f32],
+    then: Option<Spot>,
 }
 
 impl Work for Times<'_> {
@@ -188,13 +222,14 @@ impl Times<'_> {
     /// All rows past the strip of `G` groups that begins with `group`.
     #[inline(always)]
     fn past<I: Isa, const G: usize>(&mut self, isa: I, group: usize) {
-        let Times { panel, x, columns, first: first_row, out: all } = self;
+        let Times { panel, x, columns, first: first_row, out: all, then } = self;
         let width = panel.groups * LANES;
         let strip: &[[Floats; G]] = &panel.data[group * panel.depth..].as_chunks().0[..columns.len()];
         by_parts!(I::WIDEST, all.len() / width, |first, N| {
             let part = &x.part::<N>(*first_row + first)[columns.clone()];
             let out = &mut all[first * width + group * LANES..];
             let mut sums: [[I::F; G]; N] = sums_of(isa, out, width);
+            fetch_spot::<I, N, G>(isa, *then, first, group);
             // What is read next lies elsewhere: the processor would not guess it.
             let next = x.rest::<N>(*first_row + first + N).get(columns.clone()).unwrap_or(part);
             for ((w, x), next) in strip.iter().zip(part).zip(next) {
@@ -212,6 +247,17 @@ impl Times<'_> {
             }
             put_sums(isa, sums, out, width);
         });
+    }
+}
+
+/// Has the place of `N` rows from `first` on fetched, in `G` groups of columns from `group` on.
+#[inline(always)]
+fn fetch_spot<I: Isa, const N: usize, const G: usize>(isa: I, spot: Option<Spot>, first: usize, group: usize) {
+    let Some(spot) = spot else { return };
+    for n in 0..N {
+        for g in 0..G {
+            isa.fetch(spot.of(first + n, (group + g) * LANES));
+        }
     }
 }
 

@@ -8,12 +8,12 @@
 
 use std::ops::Range;
 
-use super::{Panel, Rows, put_sums, sums_of};
+use super::{Panel, Rows, fetch_spot, put_sums, sums_of};
 use crate::model::cpu::interleaved::{TILE, by_parts};
 use crate::model::cpu::kernels::dot::BLOCK;
 use crate::model::cpu::kernels::{Floats, Isa, LANES, Level, Line, Work};
 use crate::model::cpu::plane::Plane;
-use crate::model::cpu::tiles::Regions;
+use crate::model::cpu::tiles::{Regions, Spot};
 
 /// The largest of a panel's numbers, the largest of a row's, and the largest sum of these in a block, to which rounding adds
 /// 16 at most: 16383 · 131016 < 2³¹.
@@ -152,10 +152,18 @@ fn factor(step: f32) -> f32 {
 
 impl Rows for Words {
     /// Columns begin at a whole block.
-    fn past(&self, panel: &mut Panel, level: Level, columns: Range<usize>, first: usize, out: &mut [f32]) {
+    fn past(
+        &self,
+        panel: &mut Panel,
+        level: Level,
+        columns: Range<usize>,
+        first: usize,
+        out: &mut [f32],
+        then: Option<Spot>,
+    ) {
         level.run(Narrow { panel });
         let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
-        level.run(TimesWords { panel, x: self, blocks, first, out });
+        level.run(TimesWords { panel, x: self, blocks, first, out, then });
     }
 }
 
@@ -214,6 +222,7 @@ struct TimesWords<'a> {
     blocks: Range<usize>,
     first: usize,
     out: &'a mut [f32],
+    then: Option<Spot>,
 }
 
 impl Work for TimesWords<'_> {
@@ -238,7 +247,7 @@ impl TimesWords<'_> {
     /// All rows past the strip of `G` groups that begins with `group`.
     #[inline(always)]
     fn past<I: Isa, const G: usize>(&mut self, isa: I, group: usize) {
-        let TimesWords { panel, x, blocks, first: first_row, out: all } = self;
+        let TimesWords { panel, x, blocks, first: first_row, out: all, then } = self;
         let (width, deep) = (panel.groups * LANES, panel.depth.div_ceil(BLOCK));
         let strip: &[[[Line; G]; PAIRS]] = panel.pairs[group * deep * PAIRS..].as_chunks().0.as_chunks().0;
         let of_strip: &[[Floats; G]] = panel.scales[group * deep..].as_chunks().0;
@@ -249,6 +258,7 @@ impl TimesWords<'_> {
             let next = x.rest::<N>(*first_row + first + N).get(blocks.clone()).unwrap_or(&pairs[blocks.clone()]);
             let out = &mut all[first * width + group * LANES..];
             let mut sums: [[I::F; G]; N] = sums_of(isa, out, width);
+            fetch_spot::<I, N, G>(isa, *then, first, group);
             for (((w, of_w), (x, of_x)), next) in strip.iter().zip(of_strip).zip(rows).zip(next) {
                 let mut whole = [[isa.zero(); G]; N];
                 for ((w, x), next) in w.iter().zip(x).zip(next) {
