@@ -122,6 +122,11 @@ impl Checkpoint {
         Checkpoint { stop: Arc::clone(stop), ..self }
     }
 
+    /// The same tensors, none of them mapped.
+    pub(super) fn unmapped(&self) -> Checkpoint {
+        Checkpoint { maps: u64::MAX, ..self.clone() }
+    }
+
     /// The files behind it; empty when it lives in memory.
     pub fn files(&self) -> Vec<&Path> {
         self.shards.iter().filter_map(|shard| shard.path.as_deref()).collect()

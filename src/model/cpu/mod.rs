@@ -126,7 +126,11 @@ impl CpuNetwork {
         // A product of a small network is done before another thread is awake.
         let threads = if config.is_small() { 1 } else { threads };
         let pool = Pool::new(threads).context("cannot start a compute thread")?;
-        let weights = Weights::read(config, checkpoint, &pool)?;
+        // Nor does packing its weights take long, once for all its products.
+        let weights = match config.is_small() {
+            true => Weights::read(config, &checkpoint.unmapped(), &pool)?,
+            false => Weights::read(config, checkpoint, &pool)?,
+        };
         Ok(Self::new(config, weights, pool, Level::detect(), config.is_small()))
     }
 
