@@ -60,6 +60,14 @@ impl Weights {
         })
     }
 
+    /// Bytes of matrices that stay in files: memory that the system calls free and could take back, which would have each
+    /// product read the disk.
+    pub fn in_files(&self) -> u64 {
+        let layers = self.blocks.iter().flat_map(|block| &block.matrices);
+        let stays = layers.chain([&self.embed]).chain(&self.head).filter_map(Matrix::stays);
+        stays.map(|matrix| matrix.bytes().len() as u64).sum()
+    }
+
     /// An error once another program has written to a file that matrices stay in.
     pub fn unchanged(&self) -> Result<()> {
         self.files.iter().try_for_each(Bytes::unchanged)

@@ -109,11 +109,8 @@ impl CpuLearner {
             return keep;
         }
         let bytes = kept_bytes(&self.shared.config, tokens);
-        if memory::free().is_none_or(|free| bytes <= (free + self.stash.bytes()) / 2) {
-            Keep::All
-        } else {
-            Keep::Inputs
-        }
+        let free = memory::free().map(|free| free.saturating_sub(self.shared.weights.in_files()));
+        if free.is_none_or(|free| bytes <= (free + self.stash.bytes()) / 2) { Keep::All } else { Keep::Inputs }
     }
 }
 
