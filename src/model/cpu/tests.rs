@@ -278,7 +278,7 @@ fn a_file_that_weights_stay_in_is_not_to_be_written_to() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &bytes).unwrap();
     let network = network(&config, &in_file(file.path(), tensors.clone()), 1, Level::detect());
-    let stays = |entry: &&Entry| entry.shape.len() == 2 && entry.shape[0] % 16 == 0;
+    let stays = |entry: &&Entry| entry.shape.len() == 2 && entry.shape[0].is_multiple_of(16);
     let in_files = tensors.values().filter(stays).map(|entry| entry.len).sum::<u64>();
     assert!(in_files > len / 2 && network.shared.weights.in_files() == in_files, "{in_files} of {len}");
     let lora = adapter(&config, &Target::ALL);
