@@ -15,9 +15,6 @@ use crate::error::{Error, Result};
 use crate::model::mapped::Bytes;
 use crate::model::storage::Storage;
 
-#[cfg(test)]
-mod tests;
-
 /// Bytes of a line of the processor's cache, and of what is turned at once of a row.
 const LINE: usize = 64;
 /// Rows whose sums go on side by side: one alone would wait for itself.
@@ -78,6 +75,10 @@ macro_rules! by_kind {
         }
     };
 }
+
+mod narrow; // below what it takes of here
+#[cfg(test)]
+mod tests;
 
 impl InPlace {
     /// None where a matrix of that type or shape is to be packed. Errors when a number is not finite, or bytes are missing.

@@ -139,42 +139,78 @@ pub fn rms_back(level: Level, x: &[f32], weight: &[f32], eps: f32, d: &[f32], dx
     ));
 }
 
-/// ln Σ eˣ
-pub fn log_sum_exp(level: Level, x: &[f32]) -> f32 {
-    level.run(Loops(
-        #[inline(always)]
-        || {
-            let largest = largest(x);
-            largest + sum(x, |x| exp(x - largest)).ln()
-        },
-    ))
+/// Σ eˣ = e^largest · sum, over numbers that come in parts.
+#[derive(Debug, Clone, Copy)]
+pub struct Exponentials {
+    largest: f32,
+    pub sum: f64,
 }
 
-/// x becomes e^(x − all): probabilities, where `all` is x's [`log_sum_exp`].
-pub fn probabilities(level: Level, x: &mut [f32], all: f32) {
-    level.run(Loops(
-        #[inline(always)]
-        || x.iter_mut().for_each(|x| *x = exp(*x - all)),
-    ));
+impl Default for Exponentials {
+    /// Of none.
+    fn default() -> Exponentials {
+        Exponentials { largest: f32::NEG_INFINITY, sum: 0.0 }
+    }
 }
 
-/// KL(p ‖ q) in nat of what [`probabilities`] makes of both.
-pub fn divergence(level: Level, (p, all_p): (&[f32], f32), (q, all_q): (&[f32], f32)) -> f32 {
-    level.run(Loops(
-        #[inline(always)]
-        || {
-            let mut parts = [0f32; 16];
-            let term = |p: f32, q: f32| exp(p - all_p) * ((p - all_p) - (q - all_q));
-            let ((ps, p_rest), (qs, q_rest)) = (p.as_chunks::<16>(), q.as_chunks::<16>());
-            for (p, q) in ps.iter().zip(qs) {
-                for ((part, p), q) in parts.iter_mut().zip(p).zip(q) {
-                    *part += term(*p, *q);
+impl Exponentials {
+    pub fn ln(self) -> f64 {
+        f64::from(self.largest) + self.sum.ln()
+    }
+
+    /// Looks at a part before it is taken in. Returns what other sums of e^(x − largest) are to be multiplied with.
+    pub fn reach(&mut self, level: Level, x: &[f32]) -> f32 {
+        level.run(Loops(
+            #[inline(always)]
+            || {
+                let most = largest(x);
+                if most <= self.largest {
+                    return 1.0;
                 }
-            }
-            let rest: f32 = p_rest.iter().zip(q_rest).map(|(p, q)| term(*p, *q)).sum();
-            parts.iter().sum::<f32>() + rest
-        },
-    ))
+                let factor = exp(self.largest - most);
+                *self = Exponentials { largest: most, sum: self.sum * f64::from(factor) };
+                factor
+            },
+        ))
+    }
+
+    /// Σ e^(x − largest) · (x − y)
+    pub fn apart(self, level: Level, x: &[f32], y: &[f32]) -> f64 {
+        level.run(Loops(
+            #[inline(always)]
+            || {
+                let mut parts = [0f64; 16];
+                for (xs, ys) in x.chunks(16).zip(y.chunks(16)) {
+                    for ((part, x), y) in parts.iter_mut().zip(xs).zip(ys) {
+                        *part += f64::from(exp(x - self.largest) * (x - y));
+                    }
+                }
+                parts.iter().sum()
+            },
+        ))
+    }
+
+    /// Takes in a part: x becomes e^(x − largest), but its number `without`, which becomes 0.
+    pub fn take(&mut self, level: Level, x: &mut [f32], without: Option<usize>) {
+        level.run(Loops(
+            #[inline(always)]
+            || {
+                x.iter_mut().for_each(|x| *x = exp(*x - self.largest));
+                if let Some(at) = without {
+                    x[at] = 0.0;
+                }
+                self.sum += f64::from(sum(x, |x| x));
+            },
+        ))
+    }
+}
+
+/// x -= factor · y
+pub fn subtract(level: Level, x: &mut [f32], factor: f32, y: &[f32]) {
+    level.run(Loops(
+        #[inline(always)]
+        || x.iter_mut().zip(y).for_each(|(x, y)| *x -= factor * y),
+    ));
 }
 
 /// What flows back through [`softmax`], in the place of `d`: p ∘ (d − Σ d ∘ p).
@@ -265,6 +301,30 @@ mod tests {
                 let expected = 2.0 * f64::from(*x) / (1.0 + (-f64::from(*x)).exp());
                 assert!((f64::from(*gate) - expected).abs() < 1e-5, "{gate} and {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn exponentials_come_in_parts() {
+        let x: Vec<f32> = (0..50).map(|i| ((i * 31) % 17) as f32 * 9.0 - 40.0 + i as f32).collect();
+        let y: Vec<f32> = x.iter().map(|x| x * 0.9 + 1.0).collect();
+        let term = |at: usize| if at == 20 { 0.0 } else { f64::from(x[at]).exp() };
+        for level in Level::all() {
+            let (mut all, mut apart, mut taken) = (Exponentials::default(), 0.0, x.clone());
+            for part in [0..7, 7..8, 8..50] {
+                let without = part.contains(&20).then(|| 20 - part.start);
+                let factor = all.reach(level, &x[part.clone()]);
+                apart = apart * f64::from(factor) + all.apart(level, &x[part.clone()], &y[part.clone()]);
+                taken[..part.start].iter_mut().for_each(|x| *x *= factor);
+                all.take(level, &mut taken[part], without);
+            }
+            let sum: f64 = (0..50).map(term).sum();
+            assert!((all.ln() - sum.ln()).abs() < 1e-6, "{} and {}", all.ln(), sum.ln());
+            for (at, x) in taken.iter().enumerate() {
+                assert!((f64::from(*x) / all.sum - term(at) / sum).abs() < 1e-6, "{level:?}: {x}, the {at}th");
+            }
+            let terms = (0..50).map(|at| f64::from(x[at]).exp() * f64::from(x[at] - y[at]));
+            assert!((apart / all.sum / (terms.sum::<f64>() / sum) - 1.0).abs() < 1e-5, "{apart}");
         }
     }
 

@@ -81,6 +81,11 @@ impl Matrix {
         !matches!(self.body, Body::F32(_) | Body::F16(_) | Body::BF16(_) | Body::InPlace(_))
     }
 
+    /// Whether its numbers have few bits, which scales that are powers of two keep.
+    pub fn is_short(&self) -> bool {
+        matches!(self.body, Body::F16(_) | Body::BF16(_))
+    }
+
     /// The matrix, where it stays in its file.
     pub fn stays(&self) -> Option<&InPlace> {
         match &self.body {

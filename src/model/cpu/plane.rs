@@ -65,6 +65,11 @@ impl Plane {
         &mut self.data[row * stride..][..self.width]
     }
 
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let (stride, width) = (self.stride().max(1), self.width);
+        self.data.chunks_mut(stride).map(move |row| &mut row[..width])
+    }
+
     /// Some columns of some rows.
     pub fn view(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_> {
         let from = self.data.get(rows.start * self.stride() + columns.start..).unwrap_or_default();

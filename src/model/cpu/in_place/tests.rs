@@ -9,7 +9,9 @@ use rand::rngs::StdRng;
 use super::*;
 use crate::model::cpu::kernels::tests::{plane, stored};
 use crate::model::cpu::matrix::Matrix;
-use crate::model::cpu::panel::Panel;
+use crate::model::cpu::pack::Packer;
+use crate::model::cpu::panel::{Form, Panel, Words};
+use crate::model::cpu::pool::Pool;
 use crate::model::mapped::FileMap;
 
 const PLAIN: [Storage; 3] = [Storage::F32, Storage::F16, Storage::BF16];
@@ -93,13 +95,46 @@ fn rows_columns_and_panels_hold_the_numbers_of_the_file() {
             // dy W of unit vectors is rows of W.
             let (mut panel, mut dy) = (Panel::default(), Plane::new(rows, rows));
             (0..rows).for_each(|row| dy.row_mut(row)[row] = 1.0);
-            let pool = crate::model::cpu::pool::Pool::new(1).unwrap();
+            let pool = Pool::new(1).unwrap();
             let lined = crate::model::cpu::interleaved::Interleaved::new(&pool, level, &dy);
             let mut out = vec![0.0; rows * 64];
-            panel.columns(level, &matrix, 0..rows, 96..160);
+            panel.columns(level, Form::Floats, &matrix, 0..rows, 96..160);
             panel.times(level, &lined, 0..rows, 0, &mut out);
             for (row, out) in out.chunks(64).enumerate() {
                 assert_eq!(out, &numbers[row * columns + 96..][..64], "{storage}, {level:?}");
+            }
+        }
+    }
+}
+
+/// As those of packed weights are, whose scales are of sums in another order.
+#[test]
+fn words_are_those_of_packed_weights() {
+    let (mut rng, pool) = (StdRng::seed_from_u64(23), Pool::new(1).unwrap());
+    let (rows, columns, tokens) = (80, 160, 7);
+    for storage in PLAIN {
+        let bytes = stored(storage, rows * columns, &mut rng);
+        let in_place = Matrix::in_place(rows, columns, storage, in_file(&bytes, 5)).unwrap().unwrap();
+        let mut packer = Packer::new(rows, columns, storage).unwrap();
+        packer.take(&bytes);
+        let packed = packer.finish().unwrap();
+        let (x, dy) = (plane(tokens, columns, &mut rng), plane(tokens, rows, &mut rng));
+        for level in Level::all() {
+            let of = |matrix: &Matrix| {
+                let (mut panel, mut out) = (Panel::default(), vec![vec![0.0; tokens * 48], vec![0.0; tokens * 64]]);
+                let (mut forward, mut back) = (Words::default(), Words::default());
+                forward.fill(&pool, level, &x, 0..columns);
+                panel.rows(level, Form::Words, matrix, (32, 48), 32..columns);
+                panel.times(level, &forward, 32..columns, 0, &mut out[0]);
+                back.fill(&pool, level, &dy, 0..rows);
+                panel.columns(level, Form::Words, matrix, 16..rows, 96..columns);
+                panel.times(level, &back, 0..rows - 16, 0, &mut out[1]);
+                out.concat()
+            };
+            let (found, expected) = (of(&in_place), of(&packed));
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let most = if storage == Storage::F32 { 1e-4 } else { 0.0 };
+                assert!((found - expected).abs() <= most, "{storage}, {level:?}: {found}, {expected}, the {at}th");
             }
         }
     }

@@ -23,6 +23,7 @@ impl Isa for Avx2 {
 
     const WIDEST: usize = 6;
     const GROUPS: usize = 1;
+    const WORDS: bool = true;
     const OFFSET: f32 = 0.0;
 
     #[inline(always)]

@@ -9,6 +9,33 @@ proof! {
     Avx512, is_x86_feature_detected: "avx512f" "avx512bw" "avx512vl" "avx512vnni" "avx2" "fma" "f16c"
 }
 
+/// The lanes of each of sixteen registers put together by `$with`, two registers at a time: what one leaves room for the other
+/// takes.
+macro_rules! folded {
+    ($self:ident, $all:ident, $with:ident) => {{
+        let mut by_four = [op!(_mm512_setzero_ps()); 4];
+        for four in 0..4 {
+            let mut by_two = [op!(_mm512_setzero_pd()); 2];
+            for two in 0..2 {
+                let (a, b) = ($all[4 * four + 2 * two], $all[4 * four + 2 * two + 1]);
+                let (low, high) = (op!(_mm512_unpacklo_ps(a, b)), op!(_mm512_unpackhi_ps(a, b)));
+                by_two[two] = op!(_mm512_castps_pd($with(low, high)));
+            }
+            let [a, b] = by_two;
+            let (low, high) = (op!(_mm512_unpacklo_pd(a, b)), op!(_mm512_unpackhi_pd(a, b)));
+            // Quarter by quarter, those of the four.
+            by_four[four] = op!($with(_mm512_castpd_ps(low), _mm512_castpd_ps(high)));
+        }
+        let [a, b, c, d] = by_four;
+        let mut by_eight = [a; 2];
+        for (eight, [a, b]) in by_eight.iter_mut().zip([[a, b], [c, d]]) {
+            *eight = op!($with(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)));
+        }
+        let [a, b] = by_eight;
+        $self.store(op!($with(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b))))
+    }};
+}
+
 impl Isa for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -149,28 +176,14 @@ impl Isa for Avx512 {
         op!(_mm_prefetch::<_MM_HINT_T1>(x.cast()));
     }
 
-    /// Two at a time: what one leaves room for the other takes.
     #[inline(always)]
     fn added(self, sums: &[Self::F; LANES]) -> [f32; LANES] {
-        let mut by_four = [op!(_mm512_setzero_ps()); 4];
-        for four in 0..4 {
-            let mut by_two = [op!(_mm512_setzero_pd()); 2];
-            for two in 0..2 {
-                let (a, b) = (sums[4 * four + 2 * two], sums[4 * four + 2 * two + 1]);
-                let (low, high) = (op!(_mm512_unpacklo_ps(a, b)), op!(_mm512_unpackhi_ps(a, b)));
-                by_two[two] = op!(_mm512_castps_pd(_mm512_add_ps(low, high)));
-            }
-            let [a, b] = by_two;
-            let (low, high) = (op!(_mm512_unpacklo_pd(a, b)), op!(_mm512_unpackhi_pd(a, b)));
-            // Quarter by quarter, the sums of the four.
-            by_four[four] = op!(_mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high)));
-        }
-        let quarters = |a: Self::F, b: Self::F| {
-            let (even, odd) = (op!(_mm512_shuffle_f32x4::<0x88>(a, b)), op!(_mm512_shuffle_f32x4::<0xdd>(a, b)));
-            op!(_mm512_add_ps(even, odd))
-        };
-        let [a, b, c, d] = by_four;
-        self.store(quarters(quarters(a, b), quarters(c, d)))
+        folded!(self, sums, _mm512_add_ps)
+    }
+
+    #[inline(always)]
+    fn largest_of(self, all: &[Self::F; LANES]) -> [f32; LANES] {
+        folded!(self, all, _mm512_max_ps)
     }
 
     /// Pairs of rows, then of pairs, then of fours, then of the quarters of registers.

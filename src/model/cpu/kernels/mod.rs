@@ -139,11 +139,7 @@ pub trait Isa: Copy {
     /// The sum of each one's lanes.
     #[inline(always)]
     fn added(self, sums: &[Self::F; LANES]) -> [f32; LANES] {
-        let mut lanes = [Floats([0.0; LANES]); LANES];
-        for (lane, sum) in lanes.iter_mut().zip(sums) {
-            lane.0 = self.store(*sum);
-        }
-        let mut lanes = self.transpose(&lanes);
+        let mut lanes = self.turned(sums);
         let mut left = LANES;
         while left > 1 {
             left /= 2;
@@ -153,6 +149,26 @@ pub trait Isa: Copy {
             }
         }
         lanes[0].0
+    }
+
+    /// The largest of each one's lanes, of numbers that are not negative.
+    #[inline(always)]
+    fn largest_of(self, all: &[Self::F; LANES]) -> [f32; LANES] {
+        let mut largest = self.splat(0.0);
+        for lane in &self.turned(all) {
+            largest = self.largest(largest, self.load(&lane.0));
+        }
+        self.store(largest)
+    }
+
+    /// The first lane of all, then the second.
+    #[inline(always)]
+    fn turned(self, all: &[Self::F; LANES]) -> [Floats; LANES] {
+        let mut rows = [Floats([0.0; LANES]); LANES];
+        for (row, one) in rows.iter_mut().zip(all) {
+            row.0 = self.store(*one);
+        }
+        self.transpose(&rows)
     }
 
     /// Sixteen rows of thirty-two numbers of sixteen bits, the lowest byte first, to columns.

@@ -9,18 +9,15 @@ use std::ops::Range;
 use super::linear::{LOW, Linear, Lined, Pair, share};
 use super::polite::Polite;
 use crate::error::Result;
-use crate::model::cpu::interleaved::Interleaved;
 use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
-use crate::model::cpu::panel::{DEPTH, Panel, WIDTH, Words, outer};
+use crate::model::cpu::panel::{DEPTH, Panel, Rows, WIDTH, outer};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, taken, zeros};
 use crate::model::cpu::tiles::{Regions, Spot, Tile};
 use crate::model::lora::LoraModule;
 
-/// Rows of W that a task goes through: an output layer has many.
-const SPAN: usize = 8192;
 /// Rows or columns of a pair's gradient that are a task.
 const PIECE: usize = 240;
 
@@ -115,15 +112,15 @@ impl Polite<'_> {
             let Some(pair) = backs[place.plane].layer.pair else { return };
             let LoraModule { rank, out_features, scale, .. } = *pair.module;
             in_room(|Room { panel, out, .. }| {
-                let (first, width) = (place.row * rows, tile.columns());
+                let (first, width, dz) = (place.row * rows, tile.columns(), &lined[place.plane].dz);
                 let out = zeros(out, tile.rows() * width);
                 for from in (0..out_features).step_by(DEPTH) {
                     let outs = from..out_features.min(from + DEPTH);
-                    panel.fill(self.level, outs.len(), rank, |k, row| {
+                    panel.fill(self.level, dz.form(), (outs.len(), rank), |k, row| {
                         let b = &pair.b[(from + k) * rank..][..rank];
                         row.iter_mut().zip(b).for_each(|(place, b)| *place = scale * b);
                     });
-                    panel.times(self.level, &lined[place.plane].dz, outs, first, out);
+                    panel.times(self.level, dz, outs, first, out);
                 }
                 out.chunks_exact(width).enumerate().for_each(|(row, d)| put(tile.row(row), d, false));
             });
@@ -215,7 +212,7 @@ impl Polite<'_> {
                     let Some(pair) = layer.pair else { continue };
                     let LoraModule { rank, in_features, .. } = *pair.module;
                     let lower = |out: &mut [f32], panel: &mut Panel| {
-                        panel.fill(level, rank, width, |k, row| {
+                        panel.fill(level, d_low.form(), (rank, width), |k, row| {
                             let a = &pair.a[k * in_features..][columns.clone()];
                             row[..a.len()].copy_from_slice(a);
                         });
@@ -243,26 +240,30 @@ impl Polite<'_> {
         })
     }
 
-    /// dx = dy W, of the output layer. `dx` is zero before.
-    pub fn through(self, matrix: &Matrix, dy: &Plane, dx: &mut Plane) -> Result<()> {
+    /// dx += dy W, of some rows of W from a multiple of sixteen on; dy is of these alone. What is added to is first changed by
+    /// `before(row, columns, its numbers)`.
+    pub fn through(
+        self,
+        matrix: &Matrix,
+        span: Range<usize>,
+        dy: &Lined,
+        before: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+        dx: &mut Plane,
+    ) -> Result<()> {
         let (inputs, rows) = (dx.width(), share(dx.rows(), self.tokens()));
-        let mut lined = if self.words { Lined::Words(Words::default()) } else { Lined::Floats(Interleaved::default()) };
-        for from in (0..matrix.rows()).step_by(SPAN) {
-            let span = from..matrix.rows().min(from + SPAN);
-            lined.fill(self, dy, span.clone())?;
-            self.tiles([&mut *dx], (rows, WIDTH), 1, |place, tile| {
-                let (first, width) = (place.column * WIDTH, tile.columns());
-                let columns = first..inputs.min(first + width);
-                in_room(|Room { panel, out, .. }| {
-                    let out = taken(out, tile.rows() * width);
-                    out.chunks_exact_mut(width).enumerate().for_each(|(row, out)| out.copy_from_slice(tile.row(row)));
-                    let first_row = place.row * rows;
-                    back_tile(self.level, matrix, span.clone(), &lined, &columns, first_row, panel, out, None);
-                    out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, false));
-                });
-            })?;
-        }
-        Ok(())
+        self.tiles([dx], (rows, WIDTH), 1, |place, tile| {
+            let (first_row, first, width) = (place.row * rows, place.column * WIDTH, tile.columns());
+            let columns = first..inputs.min(first + width);
+            in_room(|Room { panel, out, .. }| {
+                let out = taken(out, tile.rows() * width);
+                for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                    out.copy_from_slice(tile.row(row));
+                    before(first_row + row, columns.clone(), out);
+                }
+                back_tile(self.level, matrix, span.clone(), dy, &columns, first_row, panel, out, None);
+                out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, false));
+            });
+        })
     }
 }
 
@@ -282,7 +283,7 @@ fn back_tile(
 ) {
     for from in span.clone().step_by(DEPTH) {
         let to = span.end.min(from + DEPTH);
-        panel.columns(level, matrix, from..to, columns.clone());
+        panel.columns(level, dy.form(), matrix, from..to, columns.clone());
         let then = then.filter(|_| to == span.end);
         panel.times_then(level, dy, from - span.start..to - span.start, first_row, out, then);
     }

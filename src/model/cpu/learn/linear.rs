@@ -11,11 +11,11 @@ use crate::error::Result;
 use crate::model::cpu::interleaved::{Interleaved, TILE};
 use crate::model::cpu::kernels::Level;
 use crate::model::cpu::matrix::Matrix;
-use crate::model::cpu::panel::{DEPTH, Panel, Rows, WIDTH, Words};
+use crate::model::cpu::panel::{DEPTH, Form, Panel, Product, Rows, WIDTH, Words};
 use crate::model::cpu::plane::Plane;
 use crate::model::cpu::products::put;
 use crate::model::cpu::room::{Room, in_room, zeros};
-use crate::model::cpu::tiles::{Regions, Spot};
+use crate::model::cpu::tiles::Regions;
 use crate::model::lora::LoraModule;
 
 /// Most tokens of a task, enough that making a panel is little beside multiplying, and few enough that a panel's share of
@@ -68,18 +68,17 @@ impl Lined {
 }
 
 impl Rows for Lined {
-    fn past(
-        &self,
-        panel: &mut Panel,
-        level: Level,
-        columns: Range<usize>,
-        first: usize,
-        out: &mut [f32],
-        then: Option<Spot>,
-    ) {
+    fn form(&self) -> Form {
         match self {
-            Lined::Floats(lined) => lined.past(panel, level, columns, first, out, then),
-            Lined::Words(lined) => lined.past(panel, level, columns, first, out, then),
+            Lined::Floats(lined) => lined.form(),
+            Lined::Words(lined) => lined.form(),
+        }
+    }
+
+    fn past(&self, panel: &Panel, level: Level, product: Product<'_>) {
+        match self {
+            Lined::Floats(lined) => lined.past(panel, level, product),
+            Lined::Words(lined) => lined.past(panel, level, product),
         }
     }
 }
@@ -101,7 +100,7 @@ impl Pair<'_> {
         (out, width): (&mut [f32], usize),
     ) {
         let LoraModule { rank, scale, .. } = *self.module;
-        panel.fill(level, rank, width, |k, row| {
+        panel.fill(level, low.form(), (rank, width), |k, row| {
             let b = self.b[rows.start * rank..rows.end * rank].iter().skip(k).step_by(rank);
             row.iter_mut().zip(b).for_each(|(place, b)| *place = scale * b);
         });
@@ -181,6 +180,19 @@ impl Polite<'_> {
         Ok(lows)
     }
 
+    /// out = x Wᵀ, of some rows of W from a multiple of sixteen on.
+    pub fn times(self, matrix: &Matrix, span: Range<usize>, x: &Lined, out: &mut Plane) -> Result<()> {
+        let rows = share(out.rows(), self.tokens());
+        self.tiles([out], (rows, WIDTH), 1, |place, tile| {
+            let (first_row, first, width) = (place.row * rows, span.start + place.column * WIDTH, tile.columns());
+            in_room(|Room { panel, out, .. }| {
+                let out = zeros(out, tile.rows() * width);
+                panel.product(self.level, matrix, x, (first_row, first), (out, width), Some(tile.spot()));
+                out.chunks_exact(width).enumerate().for_each(|(row, values)| put(tile.row(row), values, false));
+            });
+        })
+    }
+
     /// A(d) of each layer, of so many rows.
     fn lower<const N: usize>(
         self,
@@ -201,7 +213,7 @@ impl Polite<'_> {
                 let out = zeros(out, tile.rows() * width);
                 for from in (0..in_features).step_by(DEPTH) {
                     let columns = from..in_features.min(from + DEPTH);
-                    panel.fill(self.level, columns.len(), rank, |k, row| {
+                    panel.fill(self.level, x.form(), (columns.len(), rank), |k, row| {
                         let a = pair.a[from + k..].iter().step_by(in_features);
                         row.iter_mut().zip(a).for_each(|(place, a)| *place = *a);
                     });

@@ -145,7 +145,7 @@ fn words_learn_nearly_the_same() {
             let [oracle, _] = both(&config, &checkpoint, &lora);
             let mut ours = learner(&config, &checkpoint, 2, &lora);
             ours.words = true;
-            for (kl, dropout) in [(false, None), (true, DROPOUT)] {
+            for (kl, dropout) in [(false, None), (true, None), (false, DROPOUT), (true, DROPOUT)] {
                 let options = PassOptions { kl, dropout };
                 agree_on(&rows(), &*oracle, &ours, &lora, options, WORDS, &format!("{family:?}, {options:?}"));
             }

@@ -10,9 +10,10 @@ mod words;
 use std::ops::Range;
 
 pub use outer::outer;
-pub use words::Words;
+pub use words::{PAIRS, Words, floats, narrow, scales};
 
 use super::interleaved::{Interleaved, TILE, by_parts};
+use super::kernels::dot::BLOCK;
 use super::kernels::{Floats, Isa, LANES, Level, Line, Work};
 use super::matrix::Matrix;
 use super::tiles::Spot;
@@ -22,69 +23,105 @@ pub const WIDTH: usize = 64;
 /// Most numbers that are summed over one panel: a strip of it and what is multiplied with it fit the first cache.
 pub const DEPTH: usize = 256;
 
-/// `[depth, width]` of f32, in strips of as many columns as kernels take at once.
+/// `[depth, width]`, in strips of as many columns as kernels take at once.
 #[derive(Debug, Default)]
 pub struct Panel {
-    /// By strip, then by depth, then by sixteen columns.
+    /// In f32, by strip, then by depth, then by sixteen columns.
     data: Vec<Floats>,
     depth: usize,
     /// In sixteens.
     groups: usize,
-    /// The same in words, where they are wanted: pairs by strip, block, pair and sixteen columns; their scales by strip, block
-    /// and sixteen columns.
+    /// In words: pairs by part, strip, block, pair and sixteen columns; and the scale of each column, by part.
     pairs: Vec<Line>,
     scales: Vec<Floats>,
+    /// Words that are added up to a number: two where these are few, and much is multiplied by each.
+    parts: usize,
+}
+
+/// What a panel holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Floats,
+    Words,
 }
 
 /// Rows of activations that go past panels.
 pub trait Rows {
-    /// out += rows[..][columns] · panel, see [`Panel::times`]; the second cache fetches `then`.
-    fn past(
-        &self,
-        panel: &mut Panel,
-        level: Level,
-        columns: Range<usize>,
-        first: usize,
-        out: &mut [f32],
-        then: Option<Spot>,
-    );
+    /// What they are multiplied with.
+    fn form(&self) -> Form;
+
+    fn past(&self, panel: &Panel, level: Level, product: Product<'_>);
+}
+
+/// out += rows[..][columns] · panel, see [`Panel::times`]; the second cache fetches `then`.
+pub struct Product<'a> {
+    pub columns: Range<usize>,
+    pub first: usize,
+    pub out: &'a mut [f32],
+    pub then: Option<Spot>,
 }
 
 impl Rows for Interleaved {
-    fn past(
-        &self,
-        panel: &mut Panel,
-        level: Level,
-        columns: Range<usize>,
-        first: usize,
-        out: &mut [f32],
-        then: Option<Spot>,
-    ) {
-        level.run(Times { panel, x: self, columns, first, out, then });
+    fn form(&self) -> Form {
+        Form::Floats
+    }
+
+    fn past(&self, panel: &Panel, level: Level, product: Product<'_>) {
+        level.run(Times { panel, x: self, product });
     }
 }
 
 impl Panel {
     /// Some columns of `width` rows of a matrix from `first` on, both multiples of sixteen: multiplied with rows of x, this
     /// gives x Wᵀ. The columns begin and end at whole blocks.
-    pub fn rows(&mut self, level: Level, matrix: &Matrix, first: usize, width: usize, columns: Range<usize>) {
+    pub fn rows(
+        &mut self,
+        level: Level,
+        form: Form,
+        matrix: &Matrix,
+        (first, width): (usize, usize),
+        columns: Range<usize>,
+    ) {
         self.resize(columns.len(), width);
         for group in 0..self.groups {
-            let (at, step) = self.place(level, group);
-            matrix.widen(level, first / LANES + group, columns.clone(), &mut self.data[at..], step);
+            let of_matrix = first / LANES + group;
+            match matrix.stays() {
+                Some(all) if form == Form::Words => {
+                    let (at, step) = self.place_of_words(level, group);
+                    let out = &mut self.pairs[at..];
+                    self.scales[group] = all.words_of_rows(level, of_matrix, columns.clone(), out, step);
+                }
+                _ => {
+                    let (at, step) = self.place(level, group);
+                    matrix.widen(level, of_matrix, columns.clone(), &mut self.data[at..], step);
+                }
+            }
             // For the next panel, while this one is computed with.
-            matrix.fetch(level, first / LANES + group, columns.end..columns.end + DEPTH);
+            matrix.fetch(level, of_matrix, columns.end..columns.end + DEPTH);
+        }
+        if form == Form::Words && matrix.stays().is_none() {
+            self.narrow(level, matrix.is_short());
         }
     }
 
     /// Some rows of a matrix, from a multiple of sixteen on, in some of its columns, whole blocks of at most [`WIDTH`]:
     /// multiplied with rows of dy, this gives dy W.
-    pub fn columns(&mut self, level: Level, matrix: &Matrix, rows: Range<usize>, columns: Range<usize>) {
+    pub fn columns(&mut self, level: Level, form: Form, matrix: &Matrix, rows: Range<usize>, columns: Range<usize>) {
         self.resize(rows.len().next_multiple_of(LANES), columns.len().next_multiple_of(LANES));
+        // For the next panel, while this one is computed with.
+        for above in 0..self.depth / LANES {
+            matrix.fetch(level, (rows.start + DEPTH) / LANES + above, columns.clone());
+        }
+        if let (Some(all), Form::Words) = (matrix.stays(), form) {
+            for group in 0..self.groups {
+                let (at, step) = self.place_of_words(level, group);
+                let (column, out) = (columns.start + group * LANES, &mut self.pairs[at..]);
+                self.scales[group] = all.words_of_columns(level, rows.clone(), column, out, step);
+            }
+            return;
+        }
         let mut widened = [Floats([0.0; LANES]); WIDTH];
         for above in 0..self.depth / LANES {
-            // For the next panel, while this one is computed with.
-            matrix.fetch(level, (rows.start + DEPTH) / LANES + above, columns.clone());
             if let Some(all) = matrix.stays() {
                 for group in 0..self.groups {
                     let (at, step) = self.place(level, group);
@@ -100,10 +137,13 @@ impl Panel {
                 level.run(Turn { square, out: &mut self.data[from..], step });
             }
         }
+        if form == Form::Words {
+            self.narrow(level, matrix.is_short());
+        }
     }
 
-    /// Numbers that are no matrix's: `row(k)` fills the k-th row.
-    pub fn fill(&mut self, level: Level, depth: usize, width: usize, row: impl Fn(usize, &mut [f32])) {
+    /// Numbers that are no matrix's, and keep nearly all of their bits: `row(k)` fills the k-th row.
+    pub fn fill(&mut self, level: Level, form: Form, (depth, width): (usize, usize), row: impl Fn(usize, &mut [f32])) {
         self.resize(depth, width.next_multiple_of(LANES));
         let mut numbers = vec![0.0; self.groups * LANES];
         for k in 0..depth {
@@ -113,18 +153,21 @@ impl Panel {
                 self.data[at + k * step] = Floats(*numbers);
             }
         }
+        if form == Form::Words {
+            self.narrow_twice(level);
+        }
     }
 
     /// out += x[rows][columns] · panel. `out`: `[rows, width]`, as wide as the panel; its first row is the `first` of x, which
     /// begins a tile. As many columns as the panel is deep, or fewer.
-    pub fn times(&mut self, level: Level, x: &impl Rows, columns: Range<usize>, first: usize, out: &mut [f32]) {
+    pub fn times(&self, level: Level, x: &impl Rows, columns: Range<usize>, first: usize, out: &mut [f32]) {
         self.times_then(level, x, columns, first, out, None);
     }
 
     /// The same; meanwhile the second cache fetches the place `then`, as large as `out`, that the result will be put to. What
     /// is written into memory that no cache has waits for it.
     pub fn times_then(
-        &mut self,
+        &self,
         level: Level,
         x: &impl Rows,
         columns: Range<usize>,
@@ -133,7 +176,7 @@ impl Panel {
         then: Option<Spot>,
     ) {
         assert!(columns.len() <= self.depth && first.is_multiple_of(TILE), "a product that does not fit its panel");
-        x.past(self, level, columns, first, out, then);
+        x.past(self, level, Product { columns, first, out, then });
     }
 
     /// out `[rows, width]` += rows of x from `first_row` on times `width` rows of a matrix from `first` on, a multiple of
@@ -149,7 +192,7 @@ impl Panel {
     ) {
         for from in (0..matrix.columns()).step_by(DEPTH) {
             let columns = from..matrix.columns().min(from + DEPTH);
-            self.rows(level, matrix, first, width, columns.clone());
+            self.rows(level, x.form(), matrix, (first, width), columns.clone());
             let then = then.filter(|_| columns.end == matrix.columns());
             self.times_then(level, x, columns, first_row, out, then);
         }
@@ -157,17 +200,42 @@ impl Panel {
 
     /// Its numbers are of no meaning.
     fn resize(&mut self, depth: usize, width: usize) {
-        (self.depth, self.groups) = (depth, width / LANES);
+        (self.depth, self.groups, self.parts) = (depth, width / LANES, 1);
+        let (zero, pairs) = (Floats([0.0; LANES]), 2 * self.pairs_of_part());
         if self.data.len() < depth * self.groups {
-            self.data.resize(depth * self.groups, Floats([0.0; LANES]));
+            self.data.resize(depth * self.groups, zero);
         }
+        if self.pairs.len() < pairs {
+            self.pairs.resize(pairs, Line([0; 64]));
+        }
+        self.scales.resize(2 * self.groups, zero);
+    }
+
+    fn pairs_of_part(&self) -> usize {
+        self.blocks() * PAIRS * self.groups
+    }
+
+    fn blocks(&self) -> usize {
+        self.depth.div_ceil(BLOCK)
     }
 
     /// Where sixteen columns begin, and how far it is from one row to the next.
     fn place(&self, level: Level, group: usize) -> (usize, usize) {
+        let (strip, step) = self.strip(level, group);
+        (strip * self.depth + group - strip, step)
+    }
+
+    /// As [`place`](Self::place), of the pairs.
+    fn place_of_words(&self, level: Level, group: usize) -> (usize, usize) {
+        let (strip, step) = self.strip(level, group);
+        (strip * self.blocks() * PAIRS + group - strip, step)
+    }
+
+    /// The first group of a group's strip, and how many it has.
+    fn strip(&self, level: Level, group: usize) -> (usize, usize) {
         let whole = level.groups();
         let strip = group / whole * whole;
-        (strip * self.depth + group - strip, whole.min(self.groups - strip))
+        (strip, whole.min(self.groups - strip))
     }
 }
 
@@ -194,10 +262,7 @@ impl Work for Turn<'_> {
 struct Times<'a> {
     panel: &'a Panel,
     x: &'a Interleaved,
-    columns: Range<usize>,
-    first: usize,
-    out: &'a mut [f32],
-    then: Option<Spot>,
+    product: Product<'a>,
 }
 
 impl Work for Times<'_> {
@@ -222,7 +287,7 @@ impl Times<'_> {
     /// All rows past the strip of `G` groups that begins with `group`.
     #[inline(always)]
     fn past<I: Isa, const G: usize>(&mut self, isa: I, group: usize) {
-        let Times { panel, x, columns, first: first_row, out: all, then } = self;
+        let Times { panel, x, product: Product { columns, first: first_row, out: all, then } } = self;
         let width = panel.groups * LANES;
         let strip: &[[Floats; G]] = &panel.data[group * panel.depth..].as_chunks().0[..columns.len()];
         by_parts!(I::WIDEST, all.len() / width, |first, N| {

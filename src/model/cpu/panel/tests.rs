@@ -32,7 +32,7 @@ fn rows_of_a_matrix_give_the_bits_of_one_row_alone() {
                     let mut out = vec![0.0; (tokens - from) * width];
                     let cut = if columns > 64 { columns / 64 * 32 } else { 0 };
                     for piece in [0..cut, cut..columns].into_iter().filter(|piece| !piece.is_empty()) {
-                        panel.rows(level, &matrix, first, width, piece.clone());
+                        panel.rows(level, Form::Floats, &matrix, (first, width), piece.clone());
                         panel.times(level, &lined, piece, from, &mut out);
                     }
                     for token in from..tokens {
@@ -72,7 +72,7 @@ fn columns_of_a_matrix_are_summed_over_its_rows() {
                 let width = columns.len().next_multiple_of(LANES);
                 let mut out = vec![0.0; tokens * width];
                 for span in [0..16, 16..rows] {
-                    panel.columns(level, &matrix, span.clone(), columns.clone());
+                    panel.columns(level, Form::Floats, &matrix, span.clone(), columns.clone());
                     panel.times(level, &lined, span, 0, &mut out);
                 }
                 for (token, out) in out.chunks(width).enumerate() {
@@ -93,7 +93,34 @@ fn numbers_that_are_no_matrix() {
         let (b, x) = (plane(depth, width, &mut rng), plane(tokens, depth, &mut rng));
         for level in Level::all() {
             let (lined, mut panel) = (Interleaved::new(&pool, level, &x), Panel::default());
-            panel.fill(level, depth, width, |k, row| row.copy_from_slice(b.row(k)));
+            panel.fill(level, Form::Floats, (depth, width), |k, row| row.copy_from_slice(b.row(k)));
+            let mut out = vec![0.0; tokens * b.stride()];
+            panel.times(level, &lined, 0..depth, 0, &mut out);
+            for (token, out) in out.chunks(b.stride()).enumerate() {
+                for (column, found) in out[..width].iter().enumerate() {
+                    let products = (0..depth).map(|k| (x.row(token)[k], b.row(k)[column]));
+                    near(*found, products, &format!("{level:?}, {depth} × {width}"));
+                }
+            }
+        }
+    }
+}
+
+/// What words of such numbers leave counts, so that only rows are rounded.
+#[test]
+fn numbers_that_are_no_matrix_keep_their_bits_in_words() {
+    let (mut rng, pool) = (StdRng::seed_from_u64(15), Pool::new(1).unwrap());
+    for (depth, width, tokens) in [(1, 1, 1), (16, 64, 13), (77, 37, 30)] {
+        // A number a block, which words hold as it is.
+        let (b, mut x) = (plane(depth, width, &mut rng), plane(tokens, depth, &mut rng));
+        for (token, row) in x.rows_mut().enumerate() {
+            let others = row.iter_mut().enumerate().filter(|(at, _)| at % 32 != token % depth.min(32));
+            others.for_each(|(_, x)| *x = 0.0);
+        }
+        for level in Level::all() {
+            let (mut lined, mut panel) = (Words::default(), Panel::default());
+            lined.fill(&pool, level, &x, 0..depth);
+            panel.fill(level, Form::Words, (depth, width), |k, row| row.copy_from_slice(b.row(k)));
             let mut out = vec![0.0; tokens * b.stride()];
             panel.times(level, &lined, 0..depth, 0, &mut out);
             for (token, out) in out.chunks(b.stride()).enumerate() {
@@ -139,19 +166,23 @@ fn words_are_near_the_numbers() {
             let mut out = vec![0.0; tokens * width];
             for from in (0..columns).step_by(64) {
                 let piece = from..columns.min(from + 64);
-                panel.rows(level, &matrix, 0, width, piece.clone());
+                panel.rows(level, Form::Words, &matrix, (0, width), piece.clone());
                 panel.times(level, &lined, piece, 0, &mut out);
             }
             for (token, out) in out.chunks(width).enumerate() {
                 for (row, found) in out.iter().enumerate().take(rows) {
                     let w = &numbers[row * columns..][..columns];
                     let (mut sum, mut most) = (0f64, 0f64);
-                    for (w, x) in w.chunks(32).zip(x.row(token).chunks(32)) {
-                        sum += w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
-                        let size = |block: &[f32]| block.iter().map(|x| f64::from(x.abs())).sum::<f64>();
-                        let largest = |block: &[f32]| f64::from(block.iter().fold(0f32, |most, x| most.max(x.abs())));
-                        let (of_w, of_x) = (largest(w) / 16383.0, (size(x) / 131_000.0).max(largest(x) / 32000.0));
-                        most += 0.5 * (of_w * size(x) + of_x * size(w) + 16.0 * of_w * of_x);
+                    let sizes =
+                        |block: &[f32], power| block.iter().map(|x| f64::from(x.abs()).powi(power)).sum::<f64>();
+                    for (w, x) in w.chunks(64).zip(x.row(token).chunks(64)) {
+                        let of_w = w.chunks(32).map(|block| sizes(block, 2).sqrt()).fold(0.0, f64::max) / 32_767.0;
+                        for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+                            sum += w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+                            let largest = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+                            let of_x = (f64::from(largest) / 32_767.0).max(sizes(x, 2).sqrt() / 65_500.0);
+                            most += 0.5 * (of_w * sizes(x, 1) + of_x * sizes(w, 1) + 16.0 * of_w * of_x);
+                        }
                     }
                     let off = (f64::from(*found) - sum).abs();
                     assert!(off <= most * 1.01 + 1e-6, "{level:?}: {found} and {sum}, {off} apart of {most}");
@@ -173,7 +204,7 @@ fn extreme_words_fit() {
         for level in Level::all() {
             let (mut lined, mut panel, mut out) = (Words::default(), Panel::default(), vec![0.0; 16]);
             lined.fill(&pool, level, &x, 0..32);
-            panel.fill(level, 32, 16, |k, row| row.copy_from_slice(b.row(k)));
+            panel.fill(level, Form::Words, (32, 16), |k, row| row.copy_from_slice(b.row(k)));
             panel.times(level, &lined, 0..32, 0, &mut out);
             assert!(out.iter().all(|y| (y / expected - 1.0).abs() < 2e-4), "{level:?}, {ones}: {out:?}");
         }
@@ -189,7 +220,7 @@ fn what_is_no_number_stays_none_in_words() {
             let b = plane(40, 16, &mut rng);
             let products = |x: &Plane, b: &Plane, lined: &mut Words, panel: &mut Panel| {
                 lined.fill(&pool, level, x, 0..40);
-                panel.fill(level, 40, 16, |k, row| row.copy_from_slice(b.row(k)));
+                panel.fill(level, Form::Words, (40, 16), |k, row| row.copy_from_slice(b.row(k)));
                 let mut out = vec![0.0; 3 * 16];
                 panel.times(level, lined, 0..40, 0, &mut out);
                 out

@@ -1,25 +1,25 @@
 //! Rows of activations as numbers of sixteen bits, for products that need not have every bit: learning on processors where
 //! these are faster than f32's.
 //!
-//! Blocks of 32 columns share a scale, on both sides of a product. Weights become whole numbers of up to ±16383, by the
-//! block's largest; activations such whose absolute values add up to 131,000 at most, so that the products of a block fit
-//! into 32 bits whatever the signs. Both are rounded by less than a ten thousandth of what is usual in their block. A number
-//! that is none makes its block's scale none.
+//! A row's 32 columns of a block share a scale, and so does a panel's column. Of a block's whole numbers x and w, the
+//! lengths are ‖x‖ ≤ 65,503 and ‖w‖ ≤ 32,770 with what rounding adds, and so |x · w| < 2³¹ (Cauchy and Schwarz): sums of a
+//! block fit into 32 bits. Both sides are rounded by less than a ten thousandth of what is usual in their block; weights of
+//! F16 and BF16 take a power of two for their scale, by which all but small ones keep every bit, and the numbers of pairs
+//! become words twice, the second time what the first ones leave. A number that is none makes its scale none.
 
 use std::ops::Range;
 
-use super::{Panel, Rows, fetch_spot, put_sums, sums_of};
+use super::{Form, Panel, Product, Rows, fetch_spot, put_sums, sums_of};
 use crate::model::cpu::interleaved::{TILE, by_parts};
 use crate::model::cpu::kernels::dot::BLOCK;
 use crate::model::cpu::kernels::{Floats, Isa, LANES, Level, Line, Work};
 use crate::model::cpu::plane::Plane;
-use crate::model::cpu::tiles::{Regions, Spot};
+use crate::model::cpu::tiles::Regions;
 
-/// The largest of a panel's numbers, the largest of a row's, and the largest sum of these in a block, to which rounding adds
-/// 16 at most: 16383 · 131016 < 2³¹.
-const MOST: f32 = 16383.0;
-const MOST_OF_ROW: f32 = 32000.0;
-const SUM_OF_ROW: f32 = 131_000.0;
+/// The length of a block's numbers: of a row's, and their largest; of a panel's column's, which is no less than theirs.
+const LENGTH_OF_ROW: f32 = 65_500.0;
+const LARGEST_OF_ROW: f32 = 32_767.0;
+const LENGTH: f32 = 32_767.0;
 /// Pairs of a block: a column and the sixteenth behind it.
 pub const PAIRS: usize = BLOCK / 2;
 /// Most rows that go to a product at once: their sums, and those of a block, are in registers.
@@ -92,137 +92,211 @@ impl Work for Fill<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Fill { plane, first: first_row, columns, blocks, pairs, scales } = self;
-        by_parts!(WIDEST, scales.len() / blocks.max(1), |first, N| {
-            let pairs = pairs[first * blocks * PAIRS..][..N * blocks * PAIRS].as_chunks_mut::<N>().0;
-            let scales = scales[first * blocks..][..N * blocks].as_chunks_mut::<N>().0;
-            let mut lines = [Floats([0.0; LANES]); LANES];
-            for (block, (pairs, scales)) in pairs.chunks_exact_mut(PAIRS).zip(scales).enumerate() {
-                for n in 0..N {
-                    let row = &plane.row(first_row + first + n)[columns.start + block * BLOCK..columns.end];
-                    let (line, scale) = match row.first_chunk() {
-                        Some(whole) => words(isa, whole),
-                        None => {
-                            let mut filled = [0.0; BLOCK];
-                            filled[..row.len()].copy_from_slice(row);
-                            words(isa, &filled)
-                        }
-                    };
-                    for (bits, pair) in lines[n].0.iter_mut().zip(line.0.as_chunks().0) {
-                        *bits = f32::from_le_bytes(*pair);
-                    }
-                    scales[n] = scale;
-                }
-                for (out, column) in pairs.iter_mut().zip(&isa.transpose(&lines)) {
-                    out.copy_from_slice(&column.0[..N]);
-                }
+        let (rows, zero) = (scales.len() / blocks.max(1), isa.splat(0.0));
+        let mut lines = [Floats([0.0; LANES]); LANES];
+        for block in 0..blocks {
+            let mut halves = [[zero; 2]; TILE];
+            let (mut largest, mut squares) = ([zero; LANES], [zero; LANES]);
+            for n in 0..rows {
+                let row = &plane.row(first_row + n)[columns.start + block * BLOCK..columns.end];
+                let mut filled = [0.0; BLOCK];
+                let whole = row.first_chunk().unwrap_or_else(|| {
+                    filled[..row.len()].copy_from_slice(row);
+                    &filled
+                });
+                let [a, b] = [isa.load(&whole.as_chunks().0[0]), isa.load(&whole.as_chunks().0[1])];
+                halves[n] = [a, b];
+                largest[n] = isa.largest(isa.largest(zero, a), b);
+                squares[n] = isa.fma(a, a, isa.mul(b, b));
             }
-        });
-    }
-}
-
-/// The pairs of a block and their scale.
-#[inline(always)]
-fn words<I: Isa>(isa: I, numbers: &[f32; BLOCK]) -> (Line, f32) {
-    let [a, b] = [isa.load(&numbers.as_chunks().0[0]), isa.load(&numbers.as_chunks().0[1])];
-    let zero = isa.splat(0.0);
-    let (a_size, b_size) = (isa.largest(zero, a), isa.largest(zero, b));
-    let mut largest = isa.store(isa.largest(a_size, b_size));
-    let mut sum = isa.store(isa.fma(a_size, isa.splat(1.0), b_size));
-    let mut gone = isa.store(isa.fma(a, zero, isa.mul(b, zero)));
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            largest[lane] = if largest[lane] > largest[lane + half] { largest[lane] } else { largest[lane + half] };
-            sum[lane] += sum[lane + half];
-            gone[lane] += gone[lane + half];
+            let (largest, squares) = (isa.largest_of(&largest), isa.added(&squares));
+            let (mut steps, mut factors) = ([0.0; LANES], [0.0; LANES]);
+            for lane in 0..LANES {
+                let (by_largest, by_length) = (largest[lane] / LARGEST_OF_ROW, squares[lane].sqrt() / LENGTH_OF_ROW);
+                steps[lane] = if by_largest > by_length { by_largest } else { by_length };
+                factors[lane] = factor(steps[lane]);
+            }
+            for n in 0..rows {
+                let factor = isa.splat(factors[n]);
+                lines[n] = floats(isa.pair(isa.mul(halves[n][0], factor), isa.mul(halves[n][1], factor)));
+            }
+            let turned = isa.transpose(&lines);
+            by_parts!(WIDEST, rows, |first, N| {
+                let pairs = pairs[first * blocks * PAIRS..][..N * blocks * PAIRS].as_chunks_mut::<N>().0;
+                let scales = scales[first * blocks..][..N * blocks].as_chunks_mut::<N>().0;
+                scales[block].copy_from_slice(&steps[first..first + N]);
+                for (out, column) in pairs[block * PAIRS..][..PAIRS].iter_mut().zip(&turned) {
+                    out.copy_from_slice(&column.0[first..first + N]);
+                }
+            });
         }
     }
-    // The step of a row's numbers: by the one limit or the other.
-    let (by_largest, by_sum) = (largest[0] / MOST_OF_ROW, sum[0] / SUM_OF_ROW);
-    let step = if by_largest > by_sum { by_largest } else { by_sum };
-    let factor = isa.splat(factor(step));
-    (isa.pair(isa.mul(a, factor), isa.mul(b, factor)), step + gone[0])
 }
 
-/// What makes whole numbers of a block's numbers, which are multiples of `step`.
+/// The bits of pairs.
+#[inline(always)]
+pub fn floats(line: Line) -> Floats {
+    let mut floats = Floats([0.0; LANES]);
+    for (bits, pair) in floats.0.iter_mut().zip(line.0.as_chunks().0) {
+        *bits = f32::from_le_bytes(*pair);
+    }
+    floats
+}
+
+/// What makes whole numbers of numbers that are to be multiples of `step`.
 #[inline(always)]
 fn factor(step: f32) -> f32 {
-    // Below, the quotient would not be finite; such numbers are nothing beside any other.
-    if step > 1e-35 { 1.0 / step } else { 0.0 }
+    // Below, squares are not told from nothing; such numbers are nothing beside any other.
+    if step > 1e-21 { 1.0 / step } else { 0.0 }
 }
 
 impl Rows for Words {
+    fn form(&self) -> Form {
+        Form::Words
+    }
+
     /// Columns begin at a whole block.
-    fn past(
-        &self,
-        panel: &mut Panel,
-        level: Level,
-        columns: Range<usize>,
-        first: usize,
-        out: &mut [f32],
-        then: Option<Spot>,
-    ) {
-        level.run(Narrow { panel });
-        let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
-        level.run(TimesWords { panel, x: self, blocks, first, out, then });
+    fn past(&self, panel: &Panel, level: Level, product: Product<'_>) {
+        level.run(TimesWords { panel, x: self, product });
     }
 }
 
-/// Makes words of a panel.
+impl Panel {
+    /// Words of its numbers; scales are powers of two where `even`.
+    pub fn narrow(&mut self, level: Level, even: bool) {
+        self.narrow_part(level, even, 0);
+    }
+
+    /// Words of its numbers, and words of what these leave.
+    pub fn narrow_twice(&mut self, level: Level) {
+        self.narrow_part(level, false, 0);
+        for group in 0..self.groups {
+            let ((from, step), (to, _)) = (self.place(level, group), self.place_of_words(level, group));
+            let (pairs, scales, data) = (&self.pairs[to..], &self.scales[group], &mut self.data[from..]);
+            level.run(Leave { pairs, scales, depth: self.depth, data, step });
+        }
+        self.parts = 2;
+        self.narrow_part(level, false, 1);
+    }
+
+    fn narrow_part(&mut self, level: Level, even: bool, part: usize) {
+        let before = self.pairs_of_part() * part;
+        for group in 0..self.groups {
+            let ((from, step), (to, _)) = (self.place(level, group), self.place_of_words(level, group));
+            let (data, depth, out) = (&self.data[from..], self.depth, &mut self.pairs[before + to..]);
+            self.scales[part * self.groups + group] = level.run(Narrow { data, depth, even, out, step });
+        }
+    }
+}
+
+/// Makes words of sixteen columns, whose rows lie `step` apart.
 struct Narrow<'a> {
-    panel: &'a mut Panel,
+    data: &'a [Floats],
+    depth: usize,
+    even: bool,
+    out: &'a mut [Line],
+    step: usize,
 }
 
 impl Work for Narrow<'_> {
+    type Out = Floats;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Floats {
+        let Narrow { data, depth, even, out, step } = self;
+        narrow(
+            isa,
+            depth,
+            even,
+            #[inline(always)]
+            |k| isa.load(&data[k * step].0),
+            out,
+            step,
+        )
+    }
+}
+
+/// Takes from sixteen columns what their words hold.
+struct Leave<'a> {
+    pairs: &'a [Line],
+    scales: &'a Floats,
+    depth: usize,
+    data: &'a mut [Floats],
+    step: usize,
+}
+
+impl Work for Leave<'_> {
     type Out = ();
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let Panel { data, depth, groups, pairs, scales } = self.panel;
-        let (depth, groups, blocks) = (*depth, *groups, depth.div_ceil(BLOCK));
-        if scales.len() < blocks * groups {
-            pairs.resize(blocks * groups * PAIRS, Line([0; 64]));
-            scales.resize(blocks * groups, Floats([0.0; LANES]));
-        }
-        let zero = isa.splat(0.0);
-        for strip in (0..groups).step_by(I::GROUPS) {
-            let wide = I::GROUPS.min(groups - strip);
-            for at in 0..blocks * wide {
-                let (block, group) = (at / wide, at % wide);
-                let rows = &data[strip * depth + block * BLOCK * wide + group..];
-                let deep = BLOCK.min(depth - block * BLOCK);
-                let (mut largest, mut gone) = (zero, zero);
-                for k in 0..deep {
-                    let row = isa.load(&rows[k * wide].0);
-                    largest = isa.largest(largest, row);
-                    gone = isa.fma(row, zero, gone);
-                }
-                let (largest, gone) = (isa.store(largest), isa.store(gone));
-                let (mut factors, mut scale) = ([0.0; LANES], [0.0; LANES]);
-                for lane in 0..LANES {
-                    let step = largest[lane] / MOST;
-                    factors[lane] = factor(step);
-                    scale[lane] = step + gone[lane];
-                }
-                scales[strip * blocks + block * wide + group] = Floats(scale);
-                let factors = isa.load(&factors);
-                for pair in 0..PAIRS {
-                    let a = if pair < deep { isa.mul(isa.load(&rows[pair * wide].0), factors) } else { zero };
-                    let other = PAIRS + pair;
-                    let b = if other < deep { isa.mul(isa.load(&rows[other * wide].0), factors) } else { zero };
-                    pairs[(strip * blocks + block * wide) * PAIRS + pair * wide + group] = isa.pair(a, b);
-                }
+    fn run<I: Isa>(self, _: I) {
+        let Leave { pairs, scales, depth, data, step } = self;
+        for k in 0..depth {
+            let (at, half) = (k / BLOCK * PAIRS + k % PAIRS, k % BLOCK / PAIRS);
+            let (pairs, data) = (pairs[at * step].0.as_chunks::<4>().0, &mut data[k * step].0);
+            for ((x, pair), scale) in data.iter_mut().zip(pairs).zip(scales.0) {
+                let word = i16::from_le_bytes([pair[2 * half], pair[2 * half + 1]]);
+                *x = f32::from(word).mul_add(-scale, *x);
             }
         }
     }
+}
+
+/// Pairs of sixteen columns of a panel, `step` apart, and the columns' scales; `row` gives the `depth` rows of them. Scales
+/// are powers of two where `even`.
+#[inline(always)]
+pub fn narrow<I: Isa>(
+    isa: I,
+    depth: usize,
+    even: bool,
+    row: impl Fn(usize) -> I::F,
+    out: &mut [Line],
+    step: usize,
+) -> Floats {
+    let zero = isa.splat(0.0);
+    let (mut most, mut gone) = (zero, zero);
+    for block in (0..depth).step_by(BLOCK) {
+        let mut squares = zero;
+        for k in block..depth.min(block + BLOCK) {
+            let row = row(k);
+            squares = isa.fma(row, row, squares);
+        }
+        most = isa.largest(most, squares);
+        gone = isa.fma(squares, zero, gone);
+    }
+    let (scales, factors) = scales(isa.store(most), isa.store(gone), even);
+    let factors = isa.load(&factors.0);
+    for (block, out) in (0..depth).step_by(BLOCK).zip(out.chunks_mut(PAIRS * step)) {
+        for (pair, out) in out.iter_mut().step_by(step).enumerate() {
+            let [a, b] = [block + pair, block + PAIRS + pair];
+            let a = if a < depth { isa.mul(row(a), factors) } else { zero };
+            let b = if b < depth { isa.mul(row(b), factors) } else { zero };
+            *out = isa.pair(a, b);
+        }
+    }
+    scales
+}
+
+/// Scales of columns, and what makes whole numbers, by the most that the squares of a block add up to. `gone` is 0 where all
+/// are numbers.
+#[inline(always)]
+pub fn scales(most: [f32; LANES], gone: [f32; LANES], even: bool) -> (Floats, Floats) {
+    let (mut scales, mut factors) = (Floats([0.0; LANES]), Floats([0.0; LANES]));
+    for lane in 0..LANES {
+        let step = most[lane].sqrt() / LENGTH;
+        // Up to the next power of two: an exponent without a fraction.
+        let up = f32::from_bits((step.to_bits() + 0x7f_ffff) & 0xff80_0000);
+        let step = if even { up } else { step };
+        factors.0[lane] = factor(step);
+        scales.0[lane] = step + gone[lane];
+    }
+    (scales, factors)
 }
 
 struct TimesWords<'a> {
     panel: &'a Panel,
     x: &'a Words,
-    blocks: Range<usize>,
-    first: usize,
-    out: &'a mut [f32],
-    then: Option<Spot>,
+    product: Product<'a>,
 }
 
 impl Work for TimesWords<'_> {
@@ -247,41 +321,50 @@ impl TimesWords<'_> {
     /// All rows past the strip of `G` groups that begins with `group`.
     #[inline(always)]
     fn past<I: Isa, const G: usize>(&mut self, isa: I, group: usize) {
-        let TimesWords { panel, x, blocks, first: first_row, out: all, then } = self;
+        let TimesWords { panel, x, product: Product { columns, first: first_row, out: all, then } } = self;
+        let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
         let (width, deep) = (panel.groups * LANES, panel.depth.div_ceil(BLOCK));
-        let strip: &[[[Line; G]; PAIRS]] = panel.pairs[group * deep * PAIRS..].as_chunks().0.as_chunks().0;
-        let of_strip: &[[Floats; G]] = panel.scales[group * deep..].as_chunks().0;
         by_parts!(WIDEST, all.len() / width, |first, N| {
             let (pairs, scales) = x.part::<N>(*first_row + first);
             let rows = pairs[blocks.clone()].iter().zip(&scales[blocks.clone()]);
             // What is read next lies elsewhere: the processor would not guess it.
             let next = x.rest::<N>(*first_row + first + N).get(blocks.clone()).unwrap_or(&pairs[blocks.clone()]);
             let out = &mut all[first * width + group * LANES..];
-            let mut sums: [[I::F; G]; N] = sums_of(isa, out, width);
             fetch_spot::<I, N, G>(isa, *then, first, group);
-            for (((w, of_w), (x, of_x)), next) in strip.iter().zip(of_strip).zip(rows).zip(next) {
-                let mut whole = [[isa.zero(); G]; N];
-                for ((w, x), next) in w.iter().zip(x).zip(next) {
-                    isa.fetch(next);
-                    let mut pair = [isa.bytes(&w[0]); G];
-                    for g in 1..G {
-                        pair[g] = isa.bytes(&w[g]);
+            for part in 0..panel.parts {
+                let first = part * panel.groups + group;
+                let strip: &[[[Line; G]; PAIRS]] = panel.pairs[first * deep * PAIRS..].as_chunks().0.as_chunks().0;
+                let mut sums = [[isa.splat(0.0); G]; N];
+                for ((w, (x, of_x)), next) in strip.iter().zip(rows.clone()).zip(next) {
+                    let mut whole = [[isa.zero(); G]; N];
+                    for ((w, x), next) in w.iter().zip(x).zip(next) {
+                        isa.fetch(next);
+                        let mut pair = [isa.bytes(&w[0]); G];
+                        for g in 1..G {
+                            pair[g] = isa.bytes(&w[g]);
+                        }
+                        for n in 0..N {
+                            for g in 0..G {
+                                whole[n][g] = isa.dot_pair(whole[n][g], pair[g], x[n]);
+                            }
+                        }
                     }
                     for n in 0..N {
+                        let of_x = isa.splat(of_x[n]);
                         for g in 0..G {
-                            whole[n][g] = isa.dot_pair(whole[n][g], pair[g], x[n]);
+                            sums[n][g] = isa.fma(isa.float(whole[n][g]), of_x, sums[n][g]);
                         }
                     }
                 }
+                let before: [[I::F; G]; N] = sums_of(isa, out, width);
                 for g in 0..G {
-                    let of_w = isa.load(&of_w[g].0);
+                    let scales = isa.load(&panel.scales[first + g].0);
                     for n in 0..N {
-                        let scale = isa.mul(of_w, isa.splat(of_x[n]));
-                        sums[n][g] = isa.fma(isa.float(whole[n][g]), scale, sums[n][g]);
+                        sums[n][g] = isa.fma(sums[n][g], scales, before[n][g]);
                     }
                 }
+                put_sums(isa, sums, out, width);
             }
-            put_sums(isa, sums, out, width);
         });
     }
 }
