@@ -86,22 +86,27 @@ fn columns_of_a_matrix_are_summed_over_its_rows() {
     }
 }
 
+/// x · b past a panel that is filled with b, near the sums.
+fn filled(level: Level, x: &Plane, lined: &impl Rows, b: &Plane) {
+    let (depth, width, mut panel) = (b.rows(), b.width(), Panel::default());
+    panel.fill(level, lined.form(), (depth, width), |k, row| row.copy_from_slice(b.row(k)));
+    let mut out = vec![0.0; x.rows() * b.stride()];
+    panel.times(level, lined, 0..depth, 0, &mut out);
+    for (token, out) in out.chunks(b.stride()).enumerate() {
+        for (column, found) in out[..width].iter().enumerate() {
+            let products = (0..depth).map(|k| (x.row(token)[k], b.row(k)[column]));
+            near(*found, products, &format!("{level:?}, {depth} × {width}"));
+        }
+    }
+}
+
 #[test]
 fn numbers_that_are_no_matrix() {
     let (mut rng, pool) = (StdRng::seed_from_u64(5), Pool::new(1).unwrap());
     for (depth, width, tokens) in [(1, 1, 1), (16, 64, 13), (5, 37, 30)] {
         let (b, x) = (plane(depth, width, &mut rng), plane(tokens, depth, &mut rng));
         for level in Level::all() {
-            let (lined, mut panel) = (Interleaved::new(&pool, level, &x), Panel::default());
-            panel.fill(level, Form::Floats, (depth, width), |k, row| row.copy_from_slice(b.row(k)));
-            let mut out = vec![0.0; tokens * b.stride()];
-            panel.times(level, &lined, 0..depth, 0, &mut out);
-            for (token, out) in out.chunks(b.stride()).enumerate() {
-                for (column, found) in out[..width].iter().enumerate() {
-                    let products = (0..depth).map(|k| (x.row(token)[k], b.row(k)[column]));
-                    near(*found, products, &format!("{level:?}, {depth} × {width}"));
-                }
-            }
+            filled(level, &x, &Interleaved::new(&pool, level, &x), &b);
         }
     }
 }
@@ -118,17 +123,9 @@ fn numbers_that_are_no_matrix_keep_their_bits_in_words() {
             others.for_each(|(_, x)| *x = 0.0);
         }
         for level in Level::all() {
-            let (mut lined, mut panel) = (Words::default(), Panel::default());
+            let mut lined = Words::default();
             lined.fill(&pool, level, &x, 0..depth);
-            panel.fill(level, Form::Words, (depth, width), |k, row| row.copy_from_slice(b.row(k)));
-            let mut out = vec![0.0; tokens * b.stride()];
-            panel.times(level, &lined, 0..depth, 0, &mut out);
-            for (token, out) in out.chunks(b.stride()).enumerate() {
-                for (column, found) in out[..width].iter().enumerate() {
-                    let products = (0..depth).map(|k| (x.row(token)[k], b.row(k)[column]));
-                    near(*found, products, &format!("{level:?}, {depth} × {width}"));
-                }
-            }
+            filled(level, &x, &lined, &b);
         }
     }
 }
