@@ -42,10 +42,11 @@ impl Interleaved {
         })
     }
 
-    /// As [`part`](Self::part), as far as there are numbers.
+    /// As [`part`](Self::part); empty where there are no such rows.
     #[inline(always)]
-    pub fn rest<const N: usize>(&self, first: usize) -> &[[f32; N]] {
-        self.memory.data().get(first * self.memory.width()..).unwrap_or_default().as_chunks().0
+    pub fn some<const N: usize>(&self, first: usize) -> &[[f32; N]] {
+        let width = self.memory.width();
+        self.memory.data().get(first * width..(first + N) * width).unwrap_or_default().as_chunks().0
     }
 
     /// The part of `N` rows that begins with row `first`: by column, then by row.

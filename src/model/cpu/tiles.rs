@@ -54,6 +54,11 @@ impl Spot {
     pub fn of(self, row: usize, column: usize) -> *const f32 {
         self.start.wrapping_add(row * self.stride + column)
     }
+
+    /// From one of its rows on.
+    pub fn below(self, row: usize) -> Spot {
+        Spot { start: self.of(row, 0), ..self }
+    }
 }
 
 impl Tile<'_> {

@@ -22,6 +22,8 @@ use super::tiles::Spot;
 pub const WIDTH: usize = 64;
 /// Most numbers that are summed over one panel: a strip of it and what is multiplied with it fit the first cache.
 pub const DEPTH: usize = 256;
+/// Rows that go past all strips of a panel before the next ones do, and stay in the second cache meanwhile.
+const CHUNK: usize = 8 * TILE;
 
 /// `[depth, width]`, in strips of as many columns as kernels take at once.
 #[derive(Debug, Default)]
@@ -53,12 +55,21 @@ pub trait Rows {
     fn past(&self, panel: &Panel, level: Level, product: Product<'_>);
 }
 
-/// out += rows[..][columns] · panel, see [`Panel::times`]; the second cache fetches `then`.
+/// out += rows[..][columns] · panel, see [`Panel::times`]; the second cache fetches `then`, and of the rows what goes past a
+/// panel next: as many rows as these, and as many columns.
 pub struct Product<'a> {
     pub columns: Range<usize>,
     pub first: usize,
     pub out: &'a mut [f32],
     pub then: Option<Spot>,
+    pub next: Next,
+}
+
+/// The first of some rows and of their columns.
+#[derive(Debug, Clone, Copy)]
+pub struct Next {
+    row: usize,
+    column: usize,
 }
 
 impl Rows for Interleaved {
@@ -176,7 +187,15 @@ impl Panel {
         then: Option<Spot>,
     ) {
         assert!(columns.len() <= self.depth && first.is_multiple_of(TILE), "a product that does not fit its panel");
-        x.past(self, level, Product { columns, first, out, then });
+        let (rows, width) = (first..first + out.len() / (self.groups * LANES), self.groups * LANES);
+        for (row, out) in rows.clone().step_by(CHUNK).zip(out.chunks_mut(CHUNK * width)) {
+            let then = then.map(|spot| spot.below(row - first));
+            let next = match row + CHUNK {
+                below if below < rows.end => Next { row: below, column: columns.start },
+                _ => Next { row: first, column: columns.end },
+            };
+            x.past(self, level, Product { columns: columns.clone(), first: row, out, then, next });
+        }
     }
 
     /// out `[rows, width]` += rows of x from `first_row` on times `width` rows of a matrix from `first` on, a multiple of
@@ -287,16 +306,17 @@ impl Times<'_> {
     /// All rows past the strip of `G` groups that begins with `group`.
     #[inline(always)]
     fn past<I: Isa, const G: usize>(&mut self, isa: I, group: usize) {
-        let Times { panel, x, product: Product { columns, first: first_row, out: all, then } } = self;
-        let width = panel.groups * LANES;
+        let Times { panel, x, product: Product { columns, first: first_row, out: all, then, next } } = self;
+        let (width, is_last) = (panel.groups * LANES, group + G == panel.groups);
         let strip: &[[Floats; G]] = &panel.data[group * panel.depth..].as_chunks().0[..columns.len()];
         by_parts!(I::WIDEST, all.len() / width, |first, N| {
             let part = &x.part::<N>(*first_row + first)[columns.clone()];
             let out = &mut all[first * width + group * LANES..];
             let mut sums: [[I::F; G]; N] = sums_of(isa, out, width);
             fetch_spot::<I, N, G>(isa, *then, first, group);
-            // What is read next lies elsewhere: the processor would not guess it.
-            let next = x.rest::<N>(*first_row + first + N).get(columns.clone()).unwrap_or(part);
+            // It lies elsewhere: the processor would not guess it.
+            let all_next = next.column..next.column + columns.len();
+            let next = x.some::<N>(next.row + first).get(all_next).filter(|_| is_last).unwrap_or(part);
             for ((w, x), next) in strip.iter().zip(part).zip(next) {
                 isa.fetch(next);
                 let mut wide = [isa.splat(0.0); G];

@@ -61,10 +61,12 @@ impl Words {
         })
     }
 
-    /// The pairs of [`part`](Self::part), as far as there are some.
+    /// The pairs of [`part`](Self::part), from a block on; empty where there are no such rows.
     #[inline(always)]
-    fn rest<const N: usize>(&self, first: usize) -> &[[[f32; N]; PAIRS]] {
-        self.pairs.data().get(first * self.blocks * PAIRS..).unwrap_or_default().as_chunks().0.as_chunks().0
+    fn some<const N: usize>(&self, first: usize, block: usize) -> &[[[f32; N]; PAIRS]] {
+        let all = first * self.blocks * PAIRS..(first + N) * self.blocks * PAIRS;
+        let blocks = self.pairs.data().get(all).unwrap_or_default().as_chunks().0.as_chunks().0;
+        blocks.get(block..).unwrap_or_default()
     }
 
     /// Pairs and scales of the part of `N` rows that begins with row `first`.
@@ -321,24 +323,27 @@ impl TimesWords<'_> {
     /// All rows past the strip of `G` groups that begins with `group`.
     #[inline(always)]
     fn past<I: Isa, const G: usize>(&mut self, isa: I, group: usize) {
-        let TimesWords { panel, x, product: Product { columns, first: first_row, out: all, then } } = self;
+        let TimesWords { panel, x, product: Product { columns, first: first_row, out: all, then, next } } = self;
+        let is_last = group + G == panel.groups;
         let blocks = columns.start / BLOCK..columns.end.div_ceil(BLOCK);
         let (width, deep) = (panel.groups * LANES, panel.depth.div_ceil(BLOCK));
         by_parts!(WIDEST, all.len() / width, |first, N| {
             let (pairs, scales) = x.part::<N>(*first_row + first);
             let rows = pairs[blocks.clone()].iter().zip(&scales[blocks.clone()]);
-            // What is read next lies elsewhere: the processor would not guess it.
-            let next = x.rest::<N>(*first_row + first + N).get(blocks.clone()).unwrap_or(&pairs[blocks.clone()]);
+            // It lies elsewhere: the processor would not guess it.
+            let next = if is_last { x.some::<N>(next.row + first, next.column / BLOCK) } else { &[] };
             let out = &mut all[first * width + group * LANES..];
             fetch_spot::<I, N, G>(isa, *then, first, group);
             for part in 0..panel.parts {
                 let first = part * panel.groups + group;
                 let strip: &[[[Line; G]; PAIRS]] = panel.pairs[first * deep * PAIRS..].as_chunks().0.as_chunks().0;
                 let mut sums = [[isa.splat(0.0); G]; N];
-                for ((w, (x, of_x)), next) in strip.iter().zip(rows.clone()).zip(next) {
+                for (block, (w, (x, of_x))) in strip.iter().zip(rows.clone()).enumerate() {
+                    if let Some(next) = next.get(block) {
+                        next.as_flattened().chunks(LANES).for_each(|line| isa.fetch(line.as_ptr()));
+                    }
                     let mut whole = [[isa.zero(); G]; N];
-                    for ((w, x), next) in w.iter().zip(x).zip(next) {
-                        isa.fetch(next);
+                    for (w, x) in w.iter().zip(x) {
                         let mut pair = [isa.bytes(&w[0]); G];
                         for g in 1..G {
                             pair[g] = isa.bytes(&w[g]);
