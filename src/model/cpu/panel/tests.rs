@@ -103,7 +103,7 @@ fn filled(level: Level, x: &Plane, lined: &impl Rows, b: &Plane) {
 #[test]
 fn numbers_that_are_no_matrix() {
     let (mut rng, pool) = (StdRng::seed_from_u64(5), Pool::new(1).unwrap());
-    for (depth, width, tokens) in [(1, 1, 1), (16, 64, 13), (5, 37, 30)] {
+    for (depth, width, tokens) in [(1, 1, 1), (16, 64, 13), (5, 37, 30), (40, 37, 2 * CHUNK + 5)] {
         let (b, x) = (plane(depth, width, &mut rng), plane(tokens, depth, &mut rng));
         for level in Level::all() {
             filled(level, &x, &Interleaved::new(&pool, level, &x), &b);
@@ -115,7 +115,7 @@ fn numbers_that_are_no_matrix() {
 #[test]
 fn numbers_that_are_no_matrix_keep_their_bits_in_words() {
     let (mut rng, pool) = (StdRng::seed_from_u64(15), Pool::new(1).unwrap());
-    for (depth, width, tokens) in [(1, 1, 1), (16, 64, 13), (77, 37, 30)] {
+    for (depth, width, tokens) in [(1, 1, 1), (16, 64, 13), (77, 37, 30), (40, 37, 2 * CHUNK + 5)] {
         // A number a block, which words hold as it is.
         let (b, mut x) = (plane(depth, width, &mut rng), plane(tokens, depth, &mut rng));
         for (token, row) in x.rows_mut().enumerate() {
