@@ -25,7 +25,6 @@ pub mod mapped;
 pub mod memory;
 pub mod message;
 pub mod packed;
-pub mod product;
 pub mod quantize;
 pub mod rope;
 pub mod safetensors;

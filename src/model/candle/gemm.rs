@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, Layout, Result, Shape, bail};
 
-use crate::model::product::{self, Parallelism, View};
+use super::product::{self, Parallelism, View};
 
 /// a · b for a `[…, m, k]` and b `[…, k, n]` in any layout, with the same dimensions before them; f32.
 ///
@@ -24,7 +24,7 @@ pub fn product(a: &CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Lay
     let (a, b) = (matrices(a, a_layout)?, matrices(b, b_layout)?);
     let mut values = vec![0f32; a.len() * m * n];
     for ((a, b), out) in a.into_iter().zip(b).zip(values.chunks_exact_mut((m * n).max(1))) {
-        product::product(out, *n, a, b, 1.0, false, parallelism());
+        product::product(out, *n, a, b, parallelism());
     }
     Ok((CpuStorage::F32(values), Shape::from([batch, &[*m, *n]].concat())))
 }

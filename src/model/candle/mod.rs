@@ -2,7 +2,7 @@
 //!
 //! All arithmetic is f32, whatever the storage of the checkpoint.
 //!
-//! - `ops`, `attention`: building blocks with gradients of their own
+//! - `ops`, `attention`: building blocks with gradients of their own; `gemm`, `product`: products on the CPU
 //! - `weights`: which tensors there are
 //! - `pairs`: an adapter's tensors
 //! - `forward`: the block, shared by the two users below
@@ -23,6 +23,7 @@ mod ops;
 mod packed;
 mod pairs;
 mod pass;
+mod product;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod weights;

@@ -1,11 +1,9 @@
 //! Rows of f32 behind each other: the activations of some tokens.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::kernels::LANES;
 use super::learn::Stash;
-use crate::model::product::View;
 
 /// `[rows, width]`. Rows are `stride` apart, a multiple of sixteen, so that a group of sixteen columns is whole.
 #[derive(Debug, Clone, Default)]
@@ -68,12 +66,6 @@ impl Plane {
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let (stride, width) = (self.stride().max(1), self.width);
         self.data.chunks_mut(stride).map(move |row| &mut row[..width])
-    }
-
-    /// Some columns of some rows.
-    pub fn view(&self, rows: Range<usize>, columns: Range<usize>) -> View<'_> {
-        let from = self.data.get(rows.start * self.stride() + columns.start..).unwrap_or_default();
-        View::rows(from, rows.len(), columns.len(), self.stride())
     }
 
     /// From the first row on, rows a stride apart.

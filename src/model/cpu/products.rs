@@ -194,7 +194,7 @@ impl On<'_> {
         }
         if x.rounded.is_none() && all > TILE {
             self.pool.tiles([out], (all, PANEL), 1, |place, tile| {
-                in_room(|Room { panel, out, more }| {
+                in_room(|Room { panel, out, more, .. }| {
                     let (first, width) = (place.column * PANEL, tile.columns());
                     let (gated, ups) = (taken(out, all * width), taken(more, all * width));
                     gate.panel(self, first, x, panel, (gated, width));

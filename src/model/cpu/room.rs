@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use super::learn::Strips;
 use super::panel::Panel;
 
 /// Room of a task.
@@ -10,6 +11,8 @@ pub struct Room {
     pub panel: Panel,
     pub out: Vec<f32>,
     pub more: Vec<f32>,
+    /// Sides of attention's products.
+    pub strips: [Strips; 5],
 }
 
 thread_local! {

@@ -201,7 +201,7 @@ impl Polite<'_> {
         self.tiles([dx], (rows, WIDTH), 1, |place, tile| {
             let (first_row, first, width) = (place.row * rows, place.column * WIDTH, tile.columns());
             let columns = first..inputs.min(first + width);
-            in_room(|Room { panel, out, more }| {
+            in_room(|Room { panel, out, more, .. }| {
                 let out = zeros(out, tile.rows() * width);
                 for ((this, lined), d_low) in inner.into_iter().zip(lined).zip(&d_lows) {
                     let Back { layer, dropped, .. } = this.back;

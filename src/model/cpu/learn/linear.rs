@@ -146,7 +146,7 @@ impl Polite<'_> {
         self.tiles(outs, (rows, WIDTH), 1, |place, tile| {
             let (layer, dropped, low) = (layers[place.plane], &dropped[place.plane], &lined[place.plane]);
             let (level, first_row, first, width) = (self.level, place.row * rows, place.column * WIDTH, tile.columns());
-            in_room(|Room { panel, out, more }| {
+            in_room(|Room { panel, out, more, .. }| {
                 let out = zeros(out, tile.rows() * width);
                 panel.product(level, layer.matrix, &x, (first_row, first), (out, width), Some(tile.spot()));
                 // Behind the last column there is room and nothing else.

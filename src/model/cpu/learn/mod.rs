@@ -2,7 +2,7 @@
 //!
 //! - `polite`: regions that the chat can interrupt
 //! - `linear`, `back`: linear layers with their pairs, forward and backward
-//! - `attention`, `head`: the two that never hold all they compute
+//! - `attention`, `head`: the two that never hold all they compute; `strips`: products of the former
 //! - `block`: a block of them, forward and backward
 //! - `adapter`: the parameters
 //! - `pass`: all blocks
@@ -21,6 +21,7 @@ mod linear;
 mod pass;
 mod polite;
 mod stash;
+mod strips;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,7 @@ use block::Course;
 use pass::{CpuPass, Keep};
 use polite::Polite;
 pub use stash::Stash;
+pub use strips::Strips;
 
 use super::Shared;
 use super::plane::Plane;

@@ -1,4 +1,4 @@
-//! Products of matrices in f32, for both networks: the one place where the `gemm` crate is called.
+//! Products of matrices in f32: the one place where the `gemm` crate is called.
 
 pub use gemm::Parallelism;
 
@@ -23,29 +23,10 @@ impl<'a> View<'a> {
         }
         Some(View { values, rows, columns, row_stride, column_stride })
     }
-
-    /// Rows of `columns` numbers, `stride` apart; panics, as an index does, where an element lies outside `values`.
-    pub fn rows(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> View<'a> {
-        Self::within(values, [rows, columns], [stride, 1]).unwrap_or_else(|| panic!("a matrix outside its values"))
-    }
-
-    /// Transposed.
-    pub fn t(self) -> View<'a> {
-        let View { values, rows, columns, row_stride, column_stride } = self;
-        View { values, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
-    }
 }
 
-/// `out` = factor · a · b, or += where `add`; rows of `out` are `stride` apart. Panics where the shapes do not fit.
-pub fn product(
-    out: &mut [f32],
-    stride: usize,
-    a: View<'_>,
-    b: View<'_>,
-    factor: f32,
-    add: bool,
-    parallelism: Parallelism,
-) {
+/// `out` = a · b; rows of `out` are `stride` apart. Panics where the shapes do not fit.
+pub fn product(out: &mut [f32], stride: usize, a: View<'_>, b: View<'_>, parallelism: Parallelism) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     assert_eq!(k, b.rows, "the operands of a product do not fit");
     if m == 0 || n == 0 {
@@ -62,15 +43,15 @@ pub fn product(
             out.as_mut_ptr(),
             1,
             stride as isize,
-            add,
+            false,
             a.values.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,
             b.values.as_ptr(),
             b.column_stride as isize,
             b.row_stride as isize,
+            0.0,
             1.0,
-            factor,
             false,
             false,
             false,
@@ -88,14 +69,12 @@ mod tests {
     }
 
     #[test]
-    fn any_layout_factor_and_place() {
+    fn any_layout_and_place() {
         for (m, k, n) in [(1, 1, 1), (5, 7, 3), (3, 0, 2), (2, 9, 1), (17, 33, 20), (64, 100, 48)] {
             let (a, b) = (numbers(m * k), numbers(n * k));
-            let (by_row, by_column) = (View::rows(&a, m, k, k), View::rows(&b, n, k, k).t());
+            let (by_row, by_column) = (View::within(&a, [m, k], [k, 1]), View::within(&b, [k, n], [1, k]));
             let mut out = vec![9.0; m * (n + 2)];
-            for add in [false, true] {
-                product(&mut out, n + 2, by_row, by_column, 0.5, add, Parallelism::None);
-            }
+            product(&mut out, n + 2, by_row.unwrap(), by_column.unwrap(), Parallelism::None);
             for (i, row) in out.chunks(n + 2).enumerate() {
                 for (j, found) in row[..n].iter().enumerate() {
                     let expected: f32 = (0..k).map(|at| a[i * k + at] * b[j * k + at]).sum();
