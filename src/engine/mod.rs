@@ -23,13 +23,21 @@ use std::thread;
 
 use crate::error::{Context, Error, Result};
 use crate::model::Network;
+use crate::model::config::ModelConfig;
 use crate::model::courtesy::{Answering, ChatGate};
 use crate::model::lora::LoraWeights;
 use crate::model::sampling::Sampling;
 pub use draft::Drafted;
 
-/// Tokens that one prefill step takes; a cancellation waits for one such step at most.
-pub const PREFILL_CHUNK: usize = 64;
+/// Tokens that one prefill step takes. A cancellation waits for one such step at most, so the larger the network, the fewer;
+/// more of them have each weight widened less often.
+pub fn prefill_chunk(config: &ModelConfig) -> usize {
+    /// Multiplications of a step: half a second's of two slow cores.
+    const STEP: usize = 80_000_000_000;
+    /// Kernels take so many rows at once.
+    const ROWS: usize = 12;
+    (STEP / config.linear_numbers().max(1)).clamp(5 * ROWS, 16 * ROWS) / ROWS * ROWS
+}
 
 /// An adapter as the engine needs it: what it is called, what identifies it, what it holds.
 #[derive(Debug, Clone, PartialEq)]

@@ -99,7 +99,7 @@ fn expected(prompt: &[u32], n: usize, adapter: Option<f32>) -> Vec<u32> {
 #[test]
 fn tells_prefill_then_tokens_then_done() {
     let network = mock();
-    let prompt: Vec<u32> = (0..150).map(|i| i % 50).collect();
+    let prompt: Vec<u32> = (0..450).map(|i| i % 50).collect();
     let events = ask(&engine(&network), request(&prompt, 3));
 
     let prefill: Vec<(usize, usize, usize)> = events
@@ -109,20 +109,30 @@ fn tells_prefill_then_tokens_then_done() {
             _ => None,
         })
         .collect();
-    assert_eq!(prefill, [(0, 150, 0), (64, 150, 0), (128, 150, 0), (150, 150, 0)]);
+    assert_eq!(prefill, [(0, 450, 0), (192, 450, 0), (384, 450, 0), (450, 450, 0)]);
     assert!(events[4..7].iter().all(|e| matches!(e, Event::Token(_))), "{events:?}");
     assert_eq!(events.len(), 8);
     assert_eq!(tokens(&events), expected(&prompt, 3, None));
 
     let done = finished(&events);
-    assert_eq!((done.reason, done.prompt_tokens, done.reused_tokens, done.generated), (Reason::Length, 150, 0, 3));
+    assert_eq!((done.reason, done.prompt_tokens, done.reused_tokens, done.generated), (Reason::Length, 450, 0, 3));
     assert!(done.prefill_s >= 0.0 && done.decode_s >= 0.0);
     // The last token sent is never computed upon.
     let forwards: Vec<Call> = network.take_calls().split_off(1);
     assert_eq!(
         forwards,
-        [(0, 64), (64, 64), (128, 22), (150, 1), (151, 1)].map(|(at, tokens)| Call::Forward { at, tokens })
+        [(0, 192), (192, 192), (384, 66), (450, 1), (451, 1)].map(|(at, tokens)| Call::Forward { at, tokens })
     );
+}
+
+#[test]
+fn large_networks_take_fewer_tokens_at_once() {
+    let steps =
+        [(896, 4864, 24), (1536, 8960, 28), (3584, 18944, 28)].map(|(hidden_size, intermediate_size, layers)| {
+            let config = mock().config().clone();
+            prefill_chunk(&ModelConfig { hidden_size, intermediate_size, layers, ..config })
+        });
+    assert_eq!(steps, [192, 60, 60]);
 }
 
 #[test]
@@ -229,18 +239,18 @@ fn cancels_within_one_prefill_chunk() {
     let cancel = CancelFlag::new();
     let flag = cancel.clone();
     let network = MockNetwork::new(VOCAB, 1000, move |tokens, adapter| {
-        if tokens.len() == 128 {
+        if tokens.len() == 384 {
             flag.cancel();
         }
         Ok(hash(tokens, adapter))
     });
     let engine = engine(&network);
-    let prompt = vec![3; 500];
+    let prompt = vec![3; 600];
     let events = collect(&engine.generate(request(&prompt, 10), cancel));
     assert_eq!((finished(&events).reason, tokens(&events).len()), (Reason::Cancelled, 0));
-    assert_eq!(network.take_calls().len(), 3, "made and two chunks of eight");
+    assert_eq!(network.take_calls().len(), 3, "made and two chunks of four");
     let events = ask(&engine, request(&prompt, 1));
-    assert_eq!(finished(&events).reused_tokens, 128, "the work that was done is kept");
+    assert_eq!(finished(&events).reused_tokens, 384, "the work that was done is kept");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::decoders::{Decoders, Slot};
 use super::draft::Lookahead;
-use super::{CancelFlag, Draft, Drafted, Event, Finished, Job, PREFILL_CHUNK, Reason, Request};
+use super::{CancelFlag, Draft, Drafted, Event, Finished, Job, Reason, Request, prefill_chunk};
 use crate::error::{Error, Result};
 use crate::model::Network;
 use crate::model::config::ModelConfig;
@@ -83,7 +83,7 @@ fn answer(config: &ModelConfig, decoders: &mut Decoders, request: &Request, call
     }
     let (mut slot, reused) = decoders.take(request.adapter.as_deref(), &request.ids)?;
     finished.reused_tokens = reused;
-    let prefilled = prefill(&mut slot, request, reused, caller)?;
+    let prefilled = prefill(&mut slot, request, reused, prefill_chunk(config), caller)?;
     finished.prefill_s = start.elapsed().as_secs_f64();
     match prefilled {
         Ok(logits) => {
@@ -116,18 +116,19 @@ fn check(config: &ModelConfig, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// Brings the rest of the prompt into the cache; the logits after it, or why it stopped on the way.
+/// Brings the rest of the prompt into the cache, `step` tokens at a time; the logits after it, or why it stopped on the way.
 fn prefill(
     slot: &mut Slot,
     request: &Request,
     reused: usize,
+    step: usize,
     caller: &Caller,
 ) -> Result<std::result::Result<Vec<f32>, Reason>> {
     let total = request.ids.len();
     let progress = |done| caller.tell(Event::Prefill { done, total, reused });
     let mut listening = progress(reused);
     let mut logits = None;
-    for chunk in request.ids[reused..].chunks(PREFILL_CHUNK) {
+    for chunk in request.ids[reused..].chunks(step) {
         let stops = if listening { caller.stops() } else { Some(Reason::Cancelled) };
         if let Some(reason) = stops {
             return Ok(Err(reason));

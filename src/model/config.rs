@@ -58,8 +58,13 @@ pub(super) mod limit {
 impl ModelConfig {
     /// Too small for one product to be worth sharing between threads; whole passes run side by side instead.
     pub fn is_small(&self) -> bool {
+        self.linear_numbers() + self.vocab_size * self.hidden_size < 50_000_000
+    }
+
+    /// Weights of the linear layers of all blocks: as many multiplications a token takes, without attention and logits.
+    pub fn linear_numbers(&self) -> usize {
         let block: usize = Target::ALL.into_iter().map(|t| self.linear_shape(t)).map(|(i, o)| i * o).sum();
-        self.layers * block + self.vocab_size * self.hidden_size < 50_000_000
+        self.layers * block
     }
 
     /// Whether one of the seven linear layers has a bias.

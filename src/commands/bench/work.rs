@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::adapter::peft::{LoraSettings, init};
 use crate::cli::BenchPart;
 use crate::engine::draft::Lookahead;
-use crate::engine::{CancelFlag, Draft, Engine, Event, PREFILL_CHUNK, Request};
+use crate::engine::{CancelFlag, Draft, Engine, Event, Request, prefill_chunk};
 use crate::error::{Error, Result};
 use crate::model::courtesy::Courtesy;
 use crate::model::lora::LoraWeights;
@@ -120,9 +120,10 @@ impl Work<'_> {
     /// Reads a prompt into an empty cache, as the chat does: in chunks between which it can be cancelled.
     fn prefill(&self, tokens: usize) -> Result<Vec<Measured>> {
         let (ids, mut decoder) = (self.ids(tokens), self.network.decoder(self.adapter)?);
+        let step = prefill_chunk(self.network.config());
         let seconds = (0..self.times).map(|_| {
             decoder.truncate(0);
-            timed(|| ids.chunks(PREFILL_CHUNK).try_for_each(|chunk| decoder.forward(chunk).map(drop)))
+            timed(|| ids.chunks(step).try_for_each(|chunk| decoder.forward(chunk).map(drop)))
         });
         Ok(vec![Measured::rate("prefill", "prefill", tokens, &seconds.collect::<Result<Vec<_>>>()?)])
     }
