@@ -5,6 +5,7 @@
 //! lanes are added up by twos. Each sum is taken in this order whatever is computed beside it, so one vector alone and many
 //! get the same bits. Panels, which training makes, turn sixteen rows into columns a line at a time.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -19,10 +20,17 @@ use crate::model::storage::Storage;
 const LINE: usize = 64;
 /// Rows whose sums go on side by side: one alone would wait for itself.
 const ROWS: usize = 4;
-/// Lines of a row that are widened at once for many vectors: those of eight rows fit the first cache.
-const PIECE: usize = 16;
-/// Vectors that meet a piece before the next is widened.
-const VECTORS: usize = 64;
+/// Lines of a row that are widened at once for many vectors, at most two sixteens each: those of eight rows, 32 KB, fit the
+/// first cache.
+const PIECE: usize = 32;
+const WIDE: usize = PIECE * LINE / 2 / LANES;
+/// Vectors that meet a piece before the next is widened: their sums, 96 KB of eight rows, come from the second cache.
+const VECTORS: usize = 192;
+
+thread_local! {
+    /// A piece and its sums: each thread has its own, and keeps them from task to task.
+    static SCRATCH: RefCell<Vec<Floats>> = const { RefCell::new(Vec::new()) };
+}
 
 type Row<'a> = &'a [[u8; LINE]];
 
@@ -125,7 +133,10 @@ impl InPlace {
         (x, vectors): (&Plane, Range<usize>),
         (out, stride): (&mut [f32], usize),
     ) {
-        by_kind!(self, C => level.run(Many { of: self, rows, x, vectors, out, stride, by: PhantomData::<C> }));
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(LANES * (WIDE + VECTORS), Floats([0.0; LANES]));
+            by_kind!(self, C => level.run(Many { of: self, rows, x, vectors, out, stride, scratch, by: PhantomData::<C> }));
+        });
     }
 
     /// See [`Matrix::widen`](super::matrix::Matrix::widen).
@@ -284,6 +295,7 @@ struct Many<'a, C> {
     vectors: Range<usize>,
     out: &'a mut [f32],
     stride: usize,
+    scratch: &'a mut [Floats],
     by: PhantomData<C>,
 }
 
@@ -301,16 +313,18 @@ impl<C: Stored> Many<'_, C> {
     /// `R` rows at a time, which sixteen are a multiple of.
     #[inline(always)]
     fn by<I: Isa, const R: usize>(self, isa: I) {
-        let Many { of, rows, x, vectors, out, stride, .. } = self;
-        let zero = Floats([0.0; LANES]);
-        let mut sums = [[zero; R]; VECTORS];
-        let mut wide = [[zero; PIECE * LINE / 2 / LANES]; R];
+        let Many { of, rows, x, vectors, out, stride, scratch, .. } = self;
+        let (wide, sums) = scratch.split_at_mut(R * WIDE);
+        let (Some(wide), sums) = (wide.as_chunks_mut::<WIDE>().0.first_chunk_mut::<R>(), sums.as_chunks_mut::<R>().0)
+        else {
+            unreachable!("the split above");
+        };
         for (first, out) in vectors.clone().step_by(VECTORS).zip(out.chunks_mut(VECTORS * stride)) {
             let many = VECTORS.min(vectors.end - first);
             for (at, row) in rows.clone().step_by(R).enumerate() {
                 for line in (0..of.lines).step_by(PIECE) {
                     let lines = line..of.lines.min(line + PIECE);
-                    for (row, wide) in (row..).zip(&mut wide) {
+                    for (row, wide) in (row..).zip(&mut *wide) {
                         let row = of.row(row);
                         for (wide, line) in wide.chunks_exact_mut(C::OF_LINE / LANES).zip(&row[lines.clone()]) {
                             for (at, wide) in wide.iter_mut().enumerate() {
@@ -323,7 +337,7 @@ impl<C: Stored> Many<'_, C> {
                         (0..lines.len()).for_each(|at| isa.fetch(next.wrapping_add(at)));
                     }
                     let sixteens = lines.start * C::OF_LINE / LANES..lines.end * C::OF_LINE / LANES;
-                    past(isa, &wide, x, (first, sixteens), &mut sums[..many]);
+                    past(isa, wide, x, (first, sixteens), &mut sums[..many]);
                 }
                 let all = sums[..many.next_multiple_of(LANES / R)].as_flattened().as_chunks::<LANES>().0;
                 for (sums, out) in all.iter().zip(out.chunks_mut(LANES / R * stride)) {
