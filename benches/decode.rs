@@ -6,7 +6,7 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use finch::adapter::peft::{LoraSettings, init};
-use finch::engine::PREFILL_CHUNK;
+use finch::engine::prefill_chunk;
 use finch::model::digest::DigestCache;
 use finch::model::load::{Base, ModelSource};
 use finch::model::lora::LoraWeights;
@@ -24,7 +24,8 @@ fn prompt(network: &dyn Network, tokens: usize) -> Vec<u32> {
 /// A decoder that has read `ids` as the engine reads them, and the logits after the last of them.
 fn read(network: &dyn Network, ids: &[u32], adapter: Option<&LoraWeights>) -> (Box<dyn Decoder>, Vec<f32>) {
     let mut decoder = network.decoder(adapter).expect("a decoder");
-    let logits = ids.chunks(PREFILL_CHUNK).map(|chunk| decoder.forward(chunk).expect("logits")).last();
+    let logits =
+        ids.chunks(prefill_chunk(network.config())).map(|chunk| decoder.forward(chunk).expect("logits")).last();
     (decoder, logits.expect("a prompt"))
 }
 
