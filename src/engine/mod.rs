@@ -29,14 +29,17 @@ use crate::model::lora::LoraWeights;
 use crate::model::sampling::Sampling;
 pub use draft::Drafted;
 
-/// Tokens that one prefill step takes. A cancellation waits for one such step at most, so the larger the network, the fewer;
-/// more of them have each weight widened less often.
+/// Tokens of a prefill step of what is written aside: a turn of the chat waits for one such step at most.
+const PREFILL_ASIDE: usize = 60;
+
+/// Tokens of a prefill step of the chat. A cancellation waits for one at most, so the larger the network, the fewer; the more,
+/// the less often each weight is widened.
 pub fn prefill_chunk(config: &ModelConfig) -> usize {
-    /// Multiplications of a step: half a second's of two slow cores.
+    /// Multiplications of a step: less than a second of two slow cores, where the network is not too large even for the least.
     const STEP: usize = 80_000_000_000;
     /// Kernels take so many rows at once.
     const ROWS: usize = 12;
-    (STEP / config.linear_numbers().max(1)).clamp(5 * ROWS, 16 * ROWS) / ROWS * ROWS
+    (STEP / config.linear_numbers().max(1)).clamp(PREFILL_ASIDE, 16 * ROWS) / ROWS * ROWS
 }
 
 /// An adapter as the engine needs it: what it is called, what identifies it, what it holds.
@@ -178,7 +181,7 @@ impl Engine {
     }
 
     /// As [`Engine::generate`], for what is not a turn of the chat: it leaves the chat's cache alone, and ends with
-    /// [`Reason::Yielded`] within a token when a turn waits.
+    /// [`Reason::Yielded`] within a token, or a small step of its prompt, when a turn waits.
     pub fn generate_aside(&self, request: Request, cancel: CancelFlag) -> Receiver<Event> {
         self.queue(request, cancel, true)
     }

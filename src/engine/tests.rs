@@ -395,6 +395,16 @@ fn what_is_written_aside_leaves_the_chats_cache_alone() {
 }
 
 #[test]
+fn a_prompt_aside_is_read_in_small_steps() {
+    let network = mock();
+    let prompt = vec![3; 150];
+    let events = collect(&engine(&network).generate_aside(request(&prompt, 1), CancelFlag::new()));
+    assert_eq!(finished(&events).reason, Reason::Length);
+    let steps = [(0, 60), (60, 60), (120, 30)].map(|(at, tokens)| Call::Forward { at, tokens });
+    assert_eq!(network.take_calls()[1..], steps, "a turn of the chat waits for one of them at most");
+}
+
+#[test]
 fn a_turn_of_the_chat_goes_before_what_is_written_aside() {
     let (go, gate) = std::sync::mpsc::channel();
     let (arrived, begun) = std::sync::mpsc::channel();

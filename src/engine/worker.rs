@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::decoders::{Decoders, Slot};
 use super::draft::Lookahead;
-use super::{CancelFlag, Draft, Drafted, Event, Finished, Job, Reason, Request, prefill_chunk};
+use super::{CancelFlag, Draft, Drafted, Event, Finished, Job, PREFILL_ASIDE, Reason, Request, prefill_chunk};
 use crate::error::{Error, Result};
 use crate::model::Network;
 use crate::model::config::ModelConfig;
@@ -83,7 +83,8 @@ fn answer(config: &ModelConfig, decoders: &mut Decoders, request: &Request, call
     }
     let (mut slot, reused) = decoders.take(request.adapter.as_deref(), &request.ids)?;
     finished.reused_tokens = reused;
-    let prefilled = prefill(&mut slot, request, reused, prefill_chunk(config), caller)?;
+    let step = if caller.turns.is_some() { PREFILL_ASIDE } else { prefill_chunk(config) };
+    let prefilled = prefill(&mut slot, request, reused, step, caller)?;
     finished.prefill_s = start.elapsed().as_secs_f64();
     match prefilled {
         Ok(logits) => {

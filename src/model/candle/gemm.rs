@@ -24,7 +24,7 @@ pub fn product(a: &CpuStorage, a_layout: &Layout, b: &CpuStorage, b_layout: &Lay
     let (a, b) = (matrices(a, a_layout)?, matrices(b, b_layout)?);
     let mut values = vec![0f32; a.len() * m * n];
     for ((a, b), out) in a.into_iter().zip(b).zip(values.chunks_exact_mut((m * n).max(1))) {
-        product::product(out, *n, a, b, parallelism());
+        product::product(out, a, b, parallelism());
     }
     Ok((CpuStorage::F32(values), Shape::from([batch, &[*m, *n]].concat())))
 }

@@ -20,15 +20,18 @@ use crate::model::storage::Storage;
 const LINE: usize = 64;
 /// Rows whose sums go on side by side: one alone would wait for itself.
 const ROWS: usize = 4;
-/// Lines of a row that are widened at once for many vectors, at most two sixteens each: those of eight rows, 32 KB, fit the
-/// first cache.
+/// Most rows that are widened side by side.
+const MOST_ROWS: usize = 8;
+/// Lines of a row that are widened at once for many vectors, at most two sixteens each: of eight rows, which processors with
+/// AVX-512 take, 32 KB, of four 16 KB.
 const PIECE: usize = 32;
 const WIDE: usize = PIECE * LINE / 2 / LANES;
 /// Vectors that meet a piece before the next is widened: their sums, 96 KB of eight rows, come from the second cache.
 const VECTORS: usize = 192;
 
 thread_local! {
-    /// A piece and its sums: each thread has its own, and keeps them from task to task.
+    /// A piece and its sums: each thread has its own, and keeps them from task to task. No part of [`Room`](super::room::Room),
+    /// which some callers have taken.
     static SCRATCH: RefCell<Vec<Floats>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -134,7 +137,7 @@ impl InPlace {
         (out, stride): (&mut [f32], usize),
     ) {
         SCRATCH.with_borrow_mut(|scratch| {
-            scratch.resize(LANES * (WIDE + VECTORS), Floats([0.0; LANES]));
+            scratch.resize(MOST_ROWS * (WIDE + VECTORS), Floats([0.0; LANES]));
             by_kind!(self, C => level.run(Many { of: self, rows, x, vectors, out, stride, scratch, by: PhantomData::<C> }));
         });
     }
@@ -305,7 +308,7 @@ impl<C: Stored> Work for Many<'_, C> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         // The registers hold 24 sums, or eight; of each line of x as few as there may be, which is further away.
-        if const { I::WIDEST == 12 } { self.by::<I, 8>(isa) } else { self.by::<I, 4>(isa) }
+        if const { I::WIDEST == 12 } { self.by::<I, MOST_ROWS>(isa) } else { self.by::<I, 4>(isa) }
     }
 }
 

@@ -65,7 +65,7 @@ impl Strips {
         add: bool,
     ) {
         let strips = columns.div_ceil(LANES);
-        assert!(depth <= self.depth && strips * LANES <= stride, "a product outside its strips");
+        assert!(0 < depth && depth <= self.depth && strips * LANES <= stride, "a product outside its strips");
         for from in (0..depth).step_by(DEPTH) {
             let span = from..depth.min(from + DEPTH);
             level.run(Times { right: self, left, span, strips, out, stride, add: add || from > 0 });
